@@ -1,0 +1,121 @@
+"""The sweeps over weights, in plain torch: the specification for the faster backends.
+
+A sweep reads a parameter once, chunk by chunk, and applies its terms in order, each rounded to the
+parameter's dtype. A fused sweep therefore equals the same terms applied one by one, bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from zolab.optim.rounding import stochastic_round
+
+#: Elements per chunk: a multiple of every noise's block, small enough to stay in cache.
+CHUNK = 1 << 19
+
+
+@dataclass(frozen=True)
+class Term:
+    """One operation of a sweep: w <- round(w * scale), then w <- round(w + a * z(seed)).
+
+    Attributes:
+        a: coefficient of z; the product a * z is rounded to float32 before it is added.
+        seed: 64-bit seed of the direction.
+        scale: factor on the weights first (weight decay); 1 leaves them alone.
+        stochastic: round to 16-bit weights stochastically instead of to nearest.
+    """
+
+    a: float
+    seed: int
+    scale: float = 1.0
+    stochastic: bool = False
+
+
+class ZSource(Protocol):
+    """Where a sweep finds z: fresh from Philox, or kept from an earlier sweep of the step."""
+
+    def z(self, pid: int, seed: int, offset: int, count: int, device: torch.device) -> Tensor:
+        """Elements `offset` to `offset + count` of a direction: float32 (count,), not to be changed."""
+
+
+def sweep_(
+    weight: Tensor,
+    pid: int,
+    terms: Sequence[Term],
+    source: ZSource,
+    mask: Tensor | None = None,
+) -> None:
+    """Apply `terms` in order to a whole parameter, in place.
+
+    Args:
+        weight: any shape, contiguous, float32, float64, bfloat16 or float16.
+        pid: parameter id.
+        terms: operations, see `Term`.
+        source: supplies z.
+        mask: bool, same number of elements; False elements do not change by a single bit.
+    """
+    flat = weight.view(-1)
+    keep = None if mask is None else mask.view(-1)
+    for start in range(0, flat.numel(), CHUNK):
+        part = flat[start : start + CHUNK]
+        chosen = None if keep is None else keep[start : start + CHUNK]
+        z, z_seed = part, None
+        for term in terms:
+            if term.a != 0.0 and term.seed != z_seed:
+                z = source.z(pid, term.seed, start, part.numel(), part.device)
+                z_seed = term.seed
+            apply_term_(part, z, term, pid, start, chosen)
+
+
+def apply_term_(
+    part: Tensor, z: Tensor, term: Term, pid: int, offset: int, mask: Tensor | None
+) -> None:
+    """One term on one chunk: part (n,), z float32 (n,), mask bool (n,) or None."""
+    if term.scale != 1.0:
+        _write_(part, _wide(part) * term.scale, term, pid, offset, mask)
+    if term.a != 0.0:
+        step = z * term.a if part.dtype != torch.float64 else z.to(torch.float64) * term.a
+        _write_(part, step.add_(part), term, pid, offset, mask)
+
+
+def pair(
+    weight: Tensor, z: Tensor, eps: float, mask: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Both perturbed copies from one read: W + eps z and W - eps z, same shape and dtype as W.
+
+    Args:
+        weight: (any shape), not modified.
+        z: float32, as many elements as `weight`.
+        mask: bool, as many elements; False elements are copied unchanged.
+    """
+    wide = _wide(weight)
+    step = z.view(weight.shape) * eps
+    if weight.dtype == torch.float64:
+        step = step.to(torch.float64)
+    if mask is not None:
+        step.masked_fill_(~mask.view(weight.shape), 0.0)
+    return (wide + step).to(weight.dtype), (wide - step).to(weight.dtype)
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """Weights in the dtype sums are made in: float64 stays, all else is float32."""
+    return tensor if tensor.dtype == torch.float64 else tensor.to(torch.float32)
+
+
+def _write_(
+    part: Tensor, value: Tensor, term: Term, pid: int, offset: int, mask: Tensor | None
+) -> None:
+    """Round `value` to the dtype of `part` and store it where the mask allows."""
+    if term.stochastic and part.dtype in (torch.bfloat16, torch.float16):
+        value = stochastic_round(value, part.dtype, term.seed, pid, offset)
+    else:
+        value = value.to(part.dtype)
+    if mask is None:
+        part.copy_(value)
+    else:
+        torch.where(mask, value, part, out=part)

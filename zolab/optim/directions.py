@@ -1,0 +1,104 @@
+"""Directions z a probe may take, as configs name them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from zolab.optim.noise import make_noise
+
+
+class Direction:
+    """A direction z over all trained parameters, a function of (seed, parameter id, element).
+
+    Attributes:
+        noise: the elementwise noise behind it.
+    """
+
+    def __init__(self, noise: str) -> None:
+        self.noise = make_noise(noise)
+
+    def z(self, pid: int, seed: int, offset: int, count: int, device: torch.device) -> Tensor:
+        """Elements `offset` to `offset + count` of one parameter's z: float32 (count,)."""
+        out = torch.empty(count, dtype=torch.float32, device=device)
+        self.noise.fill(out, seed, pid, offset)
+        return out
+
+    def rows(self, pid: int, seed: int, index: Tensor, width: int) -> Tensor:
+        """Rows `index` (int64) of a (rows, width) parameter's z: float32 (len(index), width)."""
+        return self.noise.rows(index, width, seed, pid)
+
+
+class Gaussian(Direction):
+    """z ~ N(0, I), the choice of MeZO (arXiv 2305.17333, Definition 1).
+
+    Args:
+        noise: "gauss" (Box-Muller) or "gauss8" (256 levels of a normal, four times cheaper).
+    """
+
+    def __init__(self, noise: str = "gauss") -> None:
+        if noise not in ("gauss", "gauss8"):
+            raise ValueError(f"direction.noise = {noise!r}: expected gauss or gauss8")
+        super().__init__(noise)
+
+
+class Rademacher(Direction):
+    """z with independent entries +1 and -1: one random bit an element."""
+
+    def __init__(self) -> None:
+        super().__init__("rademacher")
+
+
+class Kept:
+    """A direction that remembers z of its last seeds: for models so small that z fits in cache.
+
+    The values are those of the direction, bit for bit; only the time to make them again is saved.
+    All parameters are made in one go, which matters when there are many tiny ones.
+
+    Args:
+        direction: what to remember.
+        sizes: elements of each trained parameter by id.
+        seeds: how many seeds to remember; the fused sweep of `InPlace` needs two.
+    """
+
+    def __init__(self, direction: Direction, sizes: dict[int, int], seeds: int = 2) -> None:
+        self.direction = direction
+        self._sizes = sizes
+        self._seeds = seeds
+        self._store: dict[int, dict[int, Tensor]] = {}
+        self._plan: tuple[Tensor, Tensor] | None = None
+
+    def z(self, pid: int, seed: int, offset: int, count: int, device: torch.device) -> Tensor:
+        return self._direction(seed, device)[pid][offset : offset + count]
+
+    def rows(self, pid: int, seed: int, index: Tensor, width: int) -> Tensor:
+        return self._direction(seed, index.device)[pid].view(-1, width)[index]
+
+    def _direction(self, seed: int, device: torch.device) -> dict[int, Tensor]:
+        found = self._store.get(seed)
+        if found is None:
+            if len(self._store) >= self._seeds:
+                self._store.pop(next(iter(self._store)))
+            found = self._store[seed] = self._draw(seed, device)
+        return found
+
+    def _draw(self, seed: int, device: torch.device) -> dict[int, Tensor]:
+        noise = self.direction.noise
+        per = noise.per_block
+        if self._plan is None:
+            blocks = {pid: (size - 1) // per + 1 for pid, size in self._sizes.items()}
+            self._plan = (
+                torch.cat([torch.arange(n, device=device) for n in blocks.values()]),
+                torch.cat([torch.full((n,), pid, device=device) for pid, n in blocks.items()]),
+            )
+        block, pids = self._plan
+        flat = torch.empty(len(block), per, dtype=torch.float32, device=device)
+        for i in range(0, len(block), 1 << 16):
+            part = slice(i, i + (1 << 16))
+            flat[part] = noise.blocks(block[part], seed, pids[part])
+        out, start = {}, 0
+        for pid, size in self._sizes.items():
+            rows = (size - 1) // per + 1
+            out[pid] = flat[start : start + rows].view(-1)[:size]
+            start += rows
+        return out

@@ -1,0 +1,123 @@
+"""What placements and rules share: the trained parameters, their noise, their masks, one sweep."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from zolab.optim.backend import Term, pair, sweep_
+from zolab.optim.directions import Direction, Kept
+from zolab.optim.masks import Dense, pack_bits, unpack_bits
+from zolab.optim.parameters import ParamInfo
+
+#: Models whose trained float32 elements fit in this many bytes keep z between the sweeps of a step.
+KEEP_BYTES = 32 << 20
+
+
+@dataclass(frozen=True)
+class Update:
+    """What a rule needs for one step, frozen when the step was taken.
+
+    Attributes:
+        step: step number, from 1.
+        seeds: 64-bit seed of each probe.
+        slopes: see `Estimate`; divided by the group's eps they are the coefficients c_j.
+        lr, eps, weight_decay: one value per parameter group.
+    """
+
+    step: int
+    seeds: tuple[int, ...]
+    slopes: tuple[float, ...]
+    lr: tuple[float, ...]
+    eps: tuple[float, ...]
+    weight_decay: tuple[float, ...]
+
+    def coefficients(self, group: int) -> list[float]:
+        """Coefficient of each z_j in the gradient estimate: c_j / n, for one parameter group."""
+        return [slope / self.eps[group] / len(self.slopes) for slope in self.slopes]
+
+
+class Engine:
+    """The trained parameters and everything keyed by them.
+
+    Args:
+        infos: trained parameters, in order.
+        direction: draws z.
+        mask: chooses coordinates; `setup` or `load_state` has been called.
+    """
+
+    def __init__(self, infos: Sequence[ParamInfo], direction: Direction, mask: Dense) -> None:
+        self.infos = list(infos)
+        self.direction = direction
+        self.mask = mask
+        self.step = 0
+        total = sum(info.numel for info in self.infos)
+        self.source: Direction | Kept = direction
+        if 4 * total <= KEEP_BYTES:
+            self.source = Kept(direction, {info.pid: info.numel for info in self.infos})
+        self._held: dict[int, Tensor | bool] = {}
+
+    # -- masks -----------------------------------------------------------------------------------
+
+    def hold_mask(self, info: ParamInfo) -> None:
+        """Decide a parameter's mask from its clean weights now and keep it, one bit a weight."""
+        keep = self.mask.keep(info, info.data, self.step)
+        self._held[info.pid] = keep if isinstance(keep, bool) else pack_bits(keep)
+
+    def renew_mask(self, info: ParamInfo) -> None:
+        """A new step begins for this parameter and its weights are clean."""
+        if not self.mask.static:
+            self.hold_mask(info)
+
+    def drop_masks(self) -> None:
+        """Forget held masks; those that never change stay."""
+        if not self.mask.static:
+            self._held.clear()
+
+    def mask_of(self, info: ParamInfo, weight: Tensor | None = None) -> Tensor | bool:
+        """The mask in force: held if there is one, else decided from clean weights.
+
+        Args:
+            info: which parameter.
+            weight: its clean weights, where `info.data` is not them at the moment.
+        """
+        weight = info.data if weight is None else weight
+        held = self._held.get(info.pid)
+        if held is None:
+            keep = self.mask.keep(info, weight, self.step)
+            if self.mask.static:
+                self._held[info.pid] = keep if isinstance(keep, bool) else pack_bits(keep)
+            return keep
+        return held if isinstance(held, bool) else unpack_bits(held, info.data.shape)
+
+    # -- sweeps ----------------------------------------------------------------------------------
+
+    def sweep(self, info: ParamInfo, terms: Sequence[Term], mask: Tensor | bool) -> None:
+        """Apply terms to one parameter in place, where the mask allows."""
+        if mask is False or not terms:
+            return
+        chosen = mask if isinstance(mask, Tensor) else None
+        sweep_(info.data, info.pid, terms, self.source, chosen)
+
+    def z(self, info: ParamInfo, seed: int) -> Tensor:
+        """The whole z of one parameter: float32, its shape; not to be changed."""
+        flat = self.source.z(info.pid, seed, 0, info.numel, info.data.device)
+        return flat.view(info.data.shape)
+
+    def pair(
+        self, info: ParamInfo, weight: Tensor, seed: int, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        """W + eps z and W - eps z of one parameter, from its clean weights."""
+        mask = self.mask_of(info, weight)
+        if mask is False:
+            return weight, weight
+        chosen = mask if isinstance(mask, Tensor) else None
+        return pair(weight, self.z(info, seed), eps, chosen)
+
+
+def half_precision(tensor: Tensor) -> bool:
+    """Whether a tensor is stored in 16 bits."""
+    return tensor.dtype in (torch.bfloat16, torch.float16)

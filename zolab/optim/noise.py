@@ -1,0 +1,191 @@
+"""Noise kinds: how Philox words become the elements of a direction z.
+
+`z(seed, pid, element)` never depends on chunking, order, threads or device. Arithmetic is fp32
+multiply, then add, never fused; square roots go through float64, because torch's fp32 square root is
+not correctly rounded on every CPU.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from zolab.optim.philox import CHUNK, Stream, philox
+
+# ln(1 + m) / m^3 on [sqrt(1/2) - 1, sqrt(2) - 1], highest power first, and ln 2 in two parts.
+_LN = (
+    7.0376836292e-2, -1.1514610310e-1, 1.1676998740e-1, -1.2420140846e-1, 1.4249322787e-1,
+    -1.6668057665e-1, 2.0000714765e-1, -2.4999993993e-1, 3.3333331174e-1,
+)  # fmt: skip
+_LN2_HIGH, _LN2_LOW = 0.693359375, -2.12194440e-4
+_SIN = (-1.9515295891e-4, 8.3321608736e-3, -1.6666654611e-1)
+_COS = (2.443315711809948e-5, -1.388731625493765e-3, 4.166664568298827e-2)
+_SQRT_HALF_BITS = 0x3F3504F3
+_HALF_PI = 1.57079632679
+_SQRT_HALF = 0.70710678118
+_TINY = 1.0 / 8388608.0  # 2**-23
+
+
+class Noise(ABC):
+    """One kind of zero-mean, unit-variance, independent noise.
+
+    Attributes:
+        kind: name in configs.
+        per_block: elements made from one Philox counter.
+    """
+
+    kind: str
+    per_block: int
+
+    @abstractmethod
+    def blocks(
+        self, block: Tensor, seed: int, pid: int | Tensor, stream: int = Stream.Z
+    ) -> Tensor:
+        """Elements of the given counters: float32 (len(block), per_block); pid may be int64 (n,)."""
+
+    def fill(self, out: Tensor, seed: int, pid: int, offset: int = 0, stream: int = Stream.Z) -> None:
+        """Write elements `offset` ... of z into `out`, float32 (n,), contiguous."""
+        step = CHUNK * self.per_block
+        for start in range(0, out.numel(), step):
+            part = out[start : start + step]
+            first = (offset + start) // self.per_block
+            last = (offset + start + part.numel() - 1) // self.per_block + 1
+            block = torch.arange(first, last, dtype=torch.int64, device=out.device)
+            skip = offset + start - first * self.per_block
+            values = self.blocks(block, seed, pid, stream).view(-1)
+            part.copy_(values[skip : skip + part.numel()])
+
+    def rows(
+        self, index: Tensor, width: int, seed: int, pid: int, stream: int = Stream.Z
+    ) -> Tensor:
+        """Rows of z of a (rows, width) parameter: float32 (len(index), width); index int64."""
+        per_row = (width - 1) // self.per_block + 2  # a row may start inside a block
+        begin = index * width
+        first = begin // self.per_block
+        block = first[:, None] + torch.arange(per_row, device=index.device)
+        out = torch.empty(len(index), width, device=index.device)
+        rows_at_once = max(1, CHUNK // per_row)
+        column = torch.arange(width, device=index.device)
+        for i in range(0, len(index), rows_at_once):
+            part = block[i : i + rows_at_once]
+            values = self.blocks(part.reshape(-1), seed, pid, stream).view(len(part), -1)
+            skip = (begin - first * self.per_block)[i : i + rows_at_once, None]
+            torch.gather(values, 1, skip + column, out=out[i : i + rows_at_once])
+        return out
+
+
+class Gauss(Noise):
+    """Standard normal by Box-Muller: element e uses counter e >> 2; words (0,1), (2,3) are pairs."""
+
+    kind = "gauss"
+    per_block = 4
+
+    def blocks(
+        self, block: Tensor, seed: int, pid: int | Tensor, stream: int = Stream.Z
+    ) -> Tensor:
+        w0, w1, w2, w3 = philox(block, seed, pid, stream)
+        radius = _radius(torch.stack((w0, w2), dim=1).to(torch.int32))
+        out = torch.empty(len(block), 2, 2, device=block.device)
+        _sincos(torch.stack((w1, w3), dim=1).to(torch.int32), out[..., 1], out[..., 0])
+        return out.mul_(radius.unsqueeze(2)).view(len(block), 4)
+
+
+class Gauss8(Noise):
+    """256 equally likely levels of a normal, scaled to variance 1: one random byte per element."""
+
+    kind = "gauss8"
+    per_block = 16
+
+    def __init__(self) -> None:
+        self._tables: dict[torch.device, Tensor] = {}
+
+    def blocks(
+        self, block: Tensor, seed: int, pid: int | Tensor, stream: int = Stream.Z
+    ) -> Tensor:
+        table = self._tables.get(block.device)
+        if table is None:
+            table = self._tables[block.device] = gauss8_table().to(block.device)
+        word = torch.stack(philox(block, seed, pid, stream), dim=1).to(torch.int32)
+        index = word.view(torch.uint8).view(-1).to(torch.int32)  # bytes in little-endian order
+        return table.index_select(0, index).view(len(block), 16)
+
+
+class Rademacher(Noise):
+    """+1 or -1 by one random bit: element e uses bit e & 127 of counter e >> 7 (bit set: -1)."""
+
+    kind = "rademacher"
+    per_block = 128
+
+    def blocks(
+        self, block: Tensor, seed: int, pid: int | Tensor, stream: int = Stream.Z
+    ) -> Tensor:
+        word = torch.stack(philox(block, seed, pid, stream), dim=1).to(torch.int32)
+        shift = torch.arange(31, -1, -1, dtype=torch.int32, device=block.device)
+        bit = (word[:, :, None] << shift).bitwise_and_(-(1 << 31))
+        return bit.bitwise_or_(0x3F800000).view(torch.float32).view(len(block), 128)
+
+
+NOISES: dict[str, type[Noise]] = {cls.kind: cls for cls in (Gauss, Gauss8, Rademacher)}
+
+
+def make_noise(kind: str) -> Noise:
+    """The noise of a name; ValueError naming what is allowed."""
+    if kind not in NOISES:
+        raise ValueError(f"noise = {kind!r}: expected one of {', '.join(NOISES)}")
+    return NOISES[kind]()
+
+
+def gauss8_table() -> Tensor:
+    """The 256 levels: float32 (256,), antisymmetric, mean 0, variance 1, largest 2.97."""
+    quantile = (torch.arange(256, dtype=torch.float64) + 0.5) / 256
+    level = torch.special.ndtri(quantile)
+    level = (level - level.flip(0)) / 2
+    return (level / level.square().mean().sqrt()).float()
+
+
+def _radius(word: Tensor) -> Tensor:
+    """sqrt(-2 ln u) for u = (word >> 9 + 1/2) 2**-23 in (0, 1); int32 words to float32."""
+    u = (word >> 9).bitwise_and_(0x7FFFFF).to(torch.float32).add_(0.5).mul_(_TINY)
+    bits = u.view(torch.int32)
+    exponent = (bits - _SQRT_HALF_BITS).bitwise_right_shift_(23)
+    m = bits.sub_(exponent << 23).view(torch.float32).sub_(1.0)
+    y = (m * _LN[0]).add_(_LN[1])
+    for coefficient in _LN[2:]:
+        y.mul_(m).add_(coefficient)
+    square = m * m
+    y.mul_(m).mul_(square)
+    e = exponent.to(torch.float32)
+    y.add_(e * _LN2_LOW).sub_(square.mul_(0.5)).add_(m).add_(e.mul_(_LN2_HIGH))
+    return y.mul_(-2.0).to(torch.float64).sqrt_().to(torch.float32)
+
+
+def _sincos(word: Tensor, out_sin: Tensor, out_cos: Tensor) -> None:
+    """Sine and cosine of a uniform angle: quadrant in the top two bits, 23 bits within it."""
+    angle = (word >> 7).bitwise_and_(0x7FFFFF).to(torch.float32)
+    angle.add_(0.5).mul_(_TINY).sub_(0.5).mul_(_HALF_PI)
+    square = angle * angle
+    sine = (square * _SIN[0]).add_(_SIN[1])
+    sine.mul_(square).add_(_SIN[2]).mul_(square).mul_(angle).add_(angle)
+    cosine = (square * _COS[0]).add_(_COS[1])
+    cosine.mul_(square).add_(_COS[2]).mul_(square).mul_(square)
+    cosine.sub_(square.mul_(0.5)).add_(1.0)
+    # Angles were taken about the middle of the quadrant: turn by 45 degrees, then by the quadrant.
+    # Quadrants 1 and 3 turn (cos, sin) into (-sin, cos); 2 and 3 flip both signs. Signs are flipped
+    # by their bit, which is exact.
+    turned_cos = (cosine - sine).mul_(_SQRT_HALF)
+    turned_sin = cosine.add_(sine).mul_(_SQRT_HALF)
+    odd = (word & (1 << 30)).ne_(0).to(torch.bool)
+    torch.where(odd, turned_cos, turned_sin, out=out_sin)
+    torch.where(odd, turned_sin.neg_(), turned_cos, out=out_cos)
+    sign = word.bitwise_and_(-(1 << 31))
+    for out in (out_sin, out_cos):
+        out.view(torch.int32).bitwise_xor_(sign)
+
+
+def rounding_unit(dtype: torch.dtype, magnitude: float) -> float:
+    """Spacing of numbers of `dtype` near `magnitude` (ulp), for warnings about eps and lr."""
+    digits = {torch.bfloat16: 7, torch.float16: 10, torch.float32: 23, torch.float64: 52}[dtype]
+    return 2.0 ** (math.floor(math.log2(magnitude)) - digits) if magnitude > 0 else 0.0

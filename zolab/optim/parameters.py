@@ -1,0 +1,100 @@
+"""Which parameters there are, and the ids that noise is keyed by."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+#: Adapter parameters count from here, so that adding an adapter never moves a base parameter's id.
+ADAPTER_BASE = 1 << 24
+_ADAPTER_MARKS = (".lora_", "lora_", "prompt_encoder", "prefix_", "adapter_")
+_WRAPPERS = ("module.", "_orig_mod.", "base_model.model.", "_fsdp_wrapped_module.")
+_INNER = (".base_layer", "._orig_mod", "._fsdp_wrapped_module")
+
+
+@dataclass(eq=False)
+class ParamInfo:
+    """One parameter as the parts see it.
+
+    Attributes:
+        name: canonical name, wrapper prefixes stripped.
+        pid: id that noise is keyed by.
+        param: the live parameter.
+        group: index of its optimizer group, -1 when it is not trained.
+    """
+
+    name: str
+    pid: int
+    param: nn.Parameter
+    group: int = -1
+
+    @property
+    def data(self) -> Tensor:
+        """The weights, detached, sharing memory: any shape."""
+        return self.param.data
+
+    @property
+    def numel(self) -> int:
+        return self.param.numel()
+
+    @property
+    def is_vector(self) -> bool:
+        """Biases, norm gains and other tensors of fewer than two dimensions."""
+        return self.param.dim() < 2
+
+
+def canonical_name(name: str) -> str:
+    """A parameter's name without the prefixes that wrappers (DDP, compile, peft) add."""
+    changed = True
+    while changed:
+        changed = False
+        for prefix in _WRAPPERS:
+            if name.startswith(prefix):
+                name, changed = name[len(prefix) :], True
+    for mark in _INNER:
+        name = name.replace(mark, "")
+    return name
+
+
+def is_adapter(name: str) -> bool:
+    """Whether a canonical name belongs to an adapter rather than to the base model."""
+    return any(mark in name for mark in _ADAPTER_MARKS)
+
+
+def parameter_table(named: Iterable[tuple[str, Tensor]]) -> dict[str, int]:
+    """Ids of all unique parameters: index among the sorted canonical names, adapters apart.
+
+    Args:
+        named: (name, parameter) pairs, tied tensors possibly under several names; a tied tensor
+            counts once, under the first name it comes with.
+    """
+    seen: set[int] = set()
+    base: list[str] = []
+    adapters: list[str] = []
+    for raw, tensor in named:
+        if id(tensor) in seen:
+            continue
+        seen.add(id(tensor))
+        name = canonical_name(raw)
+        (adapters if is_adapter(name) else base).append(name)
+    table = {name: pid for pid, name in enumerate(sorted(base))}
+    table |= {name: ADAPTER_BASE + i for i, name in enumerate(sorted(adapters))}
+    if len(table) != len(base) + len(adapters):
+        raise ValueError("two parameters have the same canonical name")
+    return table
+
+
+def check_trainable(info: ParamInfo) -> None:
+    """Refuse parameters that have no values to perturb; ValueError naming the parameter."""
+    if info.param.is_meta:
+        raise ValueError(f"parameter {info.name} is on the meta device: it has no values to train")
+    if info.param.dtype not in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
+        raise ValueError(
+            f"parameter {info.name} has dtype {info.param.dtype}: expected float32, float64, "
+            "bfloat16 or float16 (freeze it, or leave it out)"
+        )
+    if not info.param.is_contiguous():
+        raise ValueError(f"parameter {info.name} is not contiguous")

@@ -1,0 +1,65 @@
+"""The interface of placements."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from zolab.optim.engine import Engine, Update
+
+if TYPE_CHECKING:
+    from zolab.optim.rules import Rule
+
+#: A closure gives one loss per copy of the batch: `closure(1)` -> one, `closure(2)` -> two, from a
+#: batch whose rows are doubled along dimension 0 (first all rows, then all rows again).
+Closure = Callable[[int], Sequence[float]]
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One direction of a step with the signs it is evaluated at, in order."""
+
+    seed: int
+    scales: tuple[float, ...]
+
+
+class Placement:
+    """Evaluates losses at perturbed weights and applies updates.
+
+    Attributes:
+        name: name in configs.
+        needs_model: True when the modules that own the parameters must be known.
+    """
+
+    name: str
+    needs_model = False
+
+    def bind(self, engine: Engine, rule: Rule, model: nn.Module | None, seed: int) -> None:
+        """Called once, before the first step."""
+        self.engine = engine
+        self.rule = rule
+
+    def losses(
+        self, probes: Sequence[Probe], eps: Sequence[float], closure: Closure
+    ) -> list[float]:
+        """The losses at theta + scale * eps * z for every probe and scale, in order.
+
+        Args:
+            probes: directions and scales.
+            eps: perturbation scale of each parameter group.
+            closure: see `Closure`.
+        """
+        raise NotImplementedError
+
+    def walk(self, probes: Sequence[Probe], eps: Sequence[float]) -> None:
+        """Leave in the weights what `losses` would leave (rounding), without any forward."""
+
+    def update(self, update: Update | None) -> None:
+        """Apply a step; None (a non-finite loss) changes nothing but ends the step."""
+        raise NotImplementedError
+
+    def flush(self) -> None:
+        """Make the weights clean: apply whatever was deferred. Safe to call at any time."""

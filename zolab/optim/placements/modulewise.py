@@ -1,0 +1,274 @@
+"""Perturb a module's own weights while it computes, and never otherwise.
+
+Shared by `Paired` and `PerLayer`. Every module that owns trained parameters gets its `forward`
+wrapped for the time of one evaluation; inside the wrapper the parameters stand for perturbed copies
+made in scratch, so the weights themselves are only ever read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from zolab.optim.backend import pair
+from zolab.optim.engine import Engine
+from zolab.optim.parameters import ParamInfo
+
+#: Rows of a big weight perturbed and multiplied at once: scratch stays at a few MB.
+CHUNK_ELEMENTS = 1 << 22
+
+
+class RowsError(RuntimeError):
+    """A module's inputs are not laid out as rows of the batch, so halves cannot be told apart."""
+
+
+class ModuleWise:
+    """Wraps the modules of a model that own trained parameters.
+
+    Args:
+        model: the model; its first tensor argument's leading dimension is the batch.
+        engine: trained parameters, noise and masks.
+    """
+
+    def __init__(self, model: nn.Module, engine: Engine) -> None:
+        self.model = model
+        self.engine = engine
+        by_id = {id(info.param): info for info in engine.infos}
+        self.owners: list[tuple[str, nn.Module, list[ParamInfo]]] = []
+        for name, module in model.named_modules():
+            own = [by_id[id(p)] for p in module.parameters(recurse=False) if id(p) in by_id]
+            if own:
+                self.owners.append((name, module, own))
+        self.seed, self.eps = 0, ()
+        self.entered: set[int] = set()
+        self._sign: float | None = None
+        self._active: set[int] = set()
+        self._clean: dict[int, Tensor] = {}
+        self._leading: tuple[int, int] | None = None
+        self.extra_rows: Callable[[], Sequence[int]] = tuple
+
+    @contextmanager
+    def evaluating(
+        self, seed: int, eps: Sequence[float], sign: float | None, poison: bool = False
+    ) -> Iterator[None]:
+        """While active, each owner computes with perturbed weights.
+
+        Args:
+            seed: direction.
+            eps: perturbation scale per parameter group.
+            sign: +1 or -1 for the whole batch; None gives +1 to the first half of the rows and
+                -1 to the second.
+            poison: outside their owners' forward the parameters read NaN, so that a module which
+                reads a weight that is not its own shows in the loss.
+        """
+        self.seed, self.eps, self._sign = seed, tuple(eps), sign
+        self.entered.clear()
+        self._clean = {info.pid: info.param.data for info in self.engine.infos}
+        hook = self.model.register_forward_pre_hook(self._note_batch, with_kwargs=True)
+        try:
+            for _, module, own in self.owners:
+                module.forward = self._wrap(module, own, module.forward)
+            if poison:
+                for info in self.engine.infos:
+                    nan = torch.full((), torch.nan, dtype=info.data.dtype, device=info.data.device)
+                    info.param.data = nan.expand(info.data.shape)
+            yield
+        finally:
+            hook.remove()
+            for _, module, _ in self.owners:
+                del module.forward
+            for info in self.engine.infos:
+                info.param.data = self._clean[info.pid]
+            self._sign, self._leading = None, None
+            self._active.clear()
+
+    # -- the wrapper -----------------------------------------------------------------------------
+
+    def _note_batch(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        first = next(iter(_tensors((args, kwargs))), None)
+        if first is not None:
+            tokens = first.shape[0] * first.shape[1] if first.dim() > 1 else first.shape[0]
+            self._leading = (first.shape[0], tokens)
+
+    def _wrap(self, module: nn.Module, own: list[ParamInfo], forward: Callable) -> Callable:
+        name = next(n for n, m, _ in self.owners if m is module)
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            self.entered.update(info.pid for info in own)
+            if self._sign is not None:
+                with self._perturbed(own, self._sign):
+                    return forward(*args, **kwargs)
+            return self._both(name, module, own, forward, args, kwargs)
+
+        return run
+
+    @contextmanager
+    def _perturbed(self, own: list[ParamInfo], sign: float) -> Iterator[None]:
+        """One sign in force; a parameter that an outer owner has already perturbed stays so."""
+        todo = [info for info in own if info.pid not in self._active]
+        outside = [info.param.data for info in todo]
+        copies = [self._pair(info)[0 if sign > 0 else 1] for info in todo]
+        try:
+            for info, copy in zip(todo, copies, strict=True):
+                info.param.data = copy
+                self._active.add(info.pid)
+            yield
+        finally:
+            for info, data in zip(todo, outside, strict=True):
+                info.param.data = data
+                self._active.discard(info.pid)
+
+    def _pair(self, info: ParamInfo) -> tuple[Tensor, Tensor]:
+        return self.engine.pair(
+            info, self._clean[info.pid], self.seed, self.eps[info.group]
+        )
+
+    def _both(
+        self,
+        name: str,
+        module: nn.Module,
+        own: list[ParamInfo],
+        forward: Callable,
+        args: tuple,
+        kwargs: dict,
+    ) -> Any:
+        """First half of the rows with W + eps z, second half with W - eps z."""
+        sizes = {t.shape[0] for t in _tensors((args, kwargs)) if t.dim() > 0}
+        self._check_rows(name, module, sizes)
+        if _is_plain(module, nn.Embedding) and module.max_norm is None:
+            return self._embedding(module, own[0], args[0])
+        big = max(info.numel for info in own) > CHUNK_ELEMENTS
+        if _is_plain(module, nn.Linear) and big and id(module.weight) in {id(i.param) for i in own}:
+            return self._linear(module, own, args[0])
+        saved = [info.param.data for info in own]
+        pairs = [self._pair(info) for info in own]
+        outs = []
+        try:
+            self._active.update(info.pid for info in own)
+            for half, sign in ((0, 1.0), (1, -1.0)):
+                self._sign = sign
+                for info, both in zip(own, pairs, strict=True):
+                    info.param.data = both[half]
+                outs.append(forward(*_half(args, half), **_half(kwargs, half)))
+        finally:
+            self._sign = None
+            self._active.difference_update(info.pid for info in own)
+            for info, data in zip(own, saved, strict=True):
+                info.param.data = data
+        return _join(outs[0], outs[1], self._batch() if sizes <= {1} else None)
+
+    def _batch(self) -> int | None:
+        return None if self._leading is None else self._leading[0] // 2
+
+    def _check_rows(self, name: str, module: nn.Module, sizes: set[int]) -> None:
+        allowed = {1, *self.extra_rows()}
+        if self._leading is not None:
+            allowed |= set(self._leading)
+            bad = sizes - allowed
+        else:
+            bad = {size for size in sizes if size != 1 and size % 2}
+        if bad:
+            raise RowsError(
+                f"module {name} ({type(module).__name__}) gets inputs with {sorted(bad)} rows; "
+                f"expected {sorted(allowed)}"
+            )
+
+    def _embedding(self, module: nn.Embedding, info: ParamInfo, index: Tensor) -> Tensor:
+        """Only the rows that are looked up are perturbed."""
+        weight = self._clean[info.pid]
+        if index.shape[0] == 1 and self._batch() not in (None, 1):
+            index = index.expand(2 * self._batch(), *index.shape[1:])
+        used, place = torch.unique(index, return_inverse=True)
+        width = weight.shape[1]
+        step = self.engine.source.rows(info.pid, self.seed, used, width)
+        step = step * self.eps[info.group]
+        if weight.dtype == torch.float64:
+            step = step.to(torch.float64)
+        rows = weight[used]
+        wide = rows if weight.dtype == torch.float64 else rows.to(torch.float32)
+        mask = self.engine.mask_of(info, weight)
+        if mask is False:
+            step = step.zero_()
+        elif isinstance(mask, Tensor):
+            step.masked_fill_(~mask[used], 0.0)
+        plus, minus = (wide + step).to(weight.dtype), (wide - step).to(weight.dtype)
+        first, second = place.chunk(2)
+        return torch.cat((F.embedding(first, plus), F.embedding(second, minus)))
+
+    def _linear(self, module: nn.Linear, own: list[ParamInfo], x: Tensor) -> Tensor:
+        """A weight too big for scratch: rows of it are perturbed and multiplied in turn."""
+        by_param = {id(info.param): info for info in own}
+        info = by_param[id(module.weight)]
+        weight = self._clean[info.pid]
+        mask = self.engine.mask_of(info, weight)
+        out = x.new_empty(*x.shape[:-1], weight.shape[0])
+        halves = list(zip(x.chunk(2), out.chunk(2), strict=True))
+        at_once = max(1, CHUNK_ELEMENTS // weight.shape[1])
+        eps = self.eps[info.group]
+        for start in range(0, weight.shape[0], at_once):
+            rows = weight[start : start + at_once]
+            z = self.engine.source.z(
+                info.pid, self.seed, start * weight.shape[1], rows.numel(), rows.device
+            ).view(rows.shape)
+            chosen = mask[start : start + at_once] if isinstance(mask, Tensor) else None
+            both = pair(rows, z, eps, chosen) if mask is not False else (rows, rows)
+            for (x_half, out_half), perturbed in zip(halves, both, strict=True):
+                out_half[..., start : start + at_once] = F.linear(x_half, perturbed)
+        if module.bias is not None:
+            bias = by_param.get(id(module.bias))
+            both = (module.bias.data,) * 2
+            if bias is not None and bias.pid not in self._active:
+                both = self._pair(bias)
+            for (_, out_half), perturbed in zip(halves, both, strict=True):
+                out_half.add_(perturbed)
+        return out
+
+
+def _is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether a module computes exactly what `kind` computes."""
+    return type(module).forward is kind.forward
+
+
+def _tensors(tree: Any) -> Iterator[Tensor]:
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, (tuple, list)):
+        for item in tree:
+            yield from _tensors(item)
+    elif isinstance(tree, dict):
+        for item in tree.values():
+            yield from _tensors(item)
+
+
+def _half(tree: Any, half: int) -> Any:
+    """Half of the rows of every tensor; a single row belongs to both halves."""
+    if isinstance(tree, Tensor):
+        if tree.dim() == 0 or tree.shape[0] == 1:
+            return tree
+        return tree.chunk(2)[half]
+    if isinstance(tree, tuple):
+        return tuple(_half(item, half) for item in tree)
+    if isinstance(tree, list):
+        return [_half(item, half) for item in tree]
+    if isinstance(tree, dict):
+        return {key: _half(item, half) for key, item in tree.items()}
+    return tree
+
+
+def _join(first: Any, second: Any, batch: int | None) -> Any:
+    """Rows of both halves again; outputs of row-free inputs are repeated to `batch` rows each."""
+    if isinstance(first, Tensor):
+        if batch is not None and first.dim() > 0 and first.shape[0] == 1:
+            first = first.expand(batch, *first.shape[1:])
+            second = second.expand(batch, *second.shape[1:])
+        return torch.cat((first, second)) if first.dim() > 0 else torch.stack((first, second))
+    if isinstance(first, tuple):
+        return tuple(_join(a, b, batch) for a, b in zip(first, second, strict=True))
+    if isinstance(first, dict):
+        return type(first)({key: _join(first[key], second[key], batch) for key in first})
+    return first

@@ -1,0 +1,61 @@
+"""Both signs in one forward over the doubled batch; weights are never perturbed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from zolab.optim.engine import Engine, Update, half_precision
+from zolab.optim.placements.base import Closure, Placement, Probe
+from zolab.optim.placements.modulewise import ModuleWise
+from zolab.optim.rules import Rule
+
+
+class CleanWeights(Placement):
+    """Shared by the placements that only read the weights while probing.
+
+    16-bit weights are updated with stochastic rounding, so that small updates are not lost.
+    """
+
+    needs_model = True
+
+    def bind(self, engine: Engine, rule: Rule, model: nn.Module | None, seed: int) -> None:
+        super().bind(engine, rule, model, seed)
+        if model is None:
+            raise ValueError(f"placement {self.name} needs model=: the modules that own the weights")
+        self.modules = ModuleWise(model, engine)
+
+    def update(self, update: Update | None) -> None:
+        if update is None:
+            return
+        for info in self.engine.infos:
+            mask = self.engine.mask_of(info)
+            stochastic = half_precision(info.data)
+            self.rule.apply_(self.engine, info, update, mask, stochastic)
+
+
+class Paired(CleanWeights):
+    """One forward over `[x; x]`: the first half of the rows sees W + eps z, the second W - eps z.
+
+    Each module that owns parameters makes both copies in scratch from one read and throws them
+    away; embeddings perturb only the rows that are looked up, big linear layers go row block by
+    row block. Masks and preconditioners see the clean weights. Source: ours (zolab design 2.3);
+    ZO2 (arXiv 2503.12668) passes both hidden streams through each block in the same spirit.
+
+    The closure must accept 2 (see `Closure`).
+    """
+
+    name = "paired"
+
+    def losses(
+        self, probes: Sequence[Probe], eps: Sequence[float], closure: Closure
+    ) -> list[float]:
+        self.modules.extra_rows = getattr(closure, "leading_rows", tuple)
+        out: list[float] = []
+        for probe in probes:
+            if probe.scales != (1.0, -1.0):
+                raise ValueError("placement paired evaluates +eps and -eps of a probe together")
+            with self.modules.evaluating(probe.seed, eps, None):
+                out.extend(float(loss) for loss in closure(2))
+        return out

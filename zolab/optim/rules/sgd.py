@@ -1,0 +1,53 @@
+"""Plain descent along the probes."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from zolab.optim.backend import Term
+from zolab.optim.engine import Engine, Update
+from zolab.optim.parameters import ParamInfo
+
+
+class Rule:
+    """Base of the rules.
+
+    Attributes:
+        stateful: True when the rule keeps tensors per parameter; then `apply_` does the update
+            and `terms` is not used.
+    """
+
+    stateful = False
+
+    def terms(self, update: Update, group: int, stochastic: bool) -> list[Term]:
+        """The update as terms of a sweep, for one parameter group."""
+        raise NotImplementedError
+
+    def apply_(
+        self, engine: Engine, info: ParamInfo, update: Update, mask: Tensor | bool, stochastic: bool
+    ) -> None:
+        """Update one parameter in place; its weights are clean."""
+        engine.sweep(info, self.terms(update, info.group, stochastic), mask)
+
+    def state(self) -> dict[str, Tensor]:
+        """Tensors to save, by name; empty for stateless rules."""
+        return {}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Take back what `state` gave."""
+
+
+class Sgd(Rule):
+    """θ ← (1 - ηλ) θ - η/n Σ_j c_j z_j (MeZO Algorithm 1; decoupled decay λ comes first).
+
+    Keeps no state. The number each sweep gets is -η c_j / n.
+    """
+
+    def terms(self, update: Update, group: int, stochastic: bool) -> list[Term]:
+        lr = update.lr[group]
+        decay = 1.0 - lr * update.weight_decay[group]
+        coefficients = update.coefficients(group)
+        out = []
+        for i, (c, seed) in enumerate(zip(coefficients, update.seeds, strict=True)):
+            out.append(Term(-lr * c, seed, decay if i == 0 else 1.0, stochastic))
+        return [term for term in out if term.a != 0.0 or term.scale != 1.0]

@@ -1,0 +1,301 @@
+"""The driver: one zeroth-order step from five parts."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from zolab.optim.directions import Direction, Gaussian
+from zolab.optim.engine import Engine, Update
+from zolab.optim.estimators import TwoSided
+from zolab.optim.keys import probe_seed
+from zolab.optim.masks import Dense
+from zolab.optim.noise import rounding_unit
+from zolab.optim.parameters import ParamInfo, canonical_name, check_trainable, parameter_table
+from zolab.optim.placements import InPlace, Paired, Placement, Probe
+from zolab.optim.placements.base import Closure
+from zolab.optim.rules import Rule, Sgd
+
+#: Raised whenever any bit of an update could change; a replay under another value is refused.
+NUMERICS = 1
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """What happened in a step: everything a log or a replay needs.
+
+    Attributes:
+        step: step number, from 1.
+        lr: learning rate of the first parameter group.
+        losses: in the order evaluated, nats.
+        coefficients: per probe, the projected gradient for the first group's eps; None when a loss
+            was not finite and the step was skipped.
+        loss: the loss the estimator reports.
+        num_forwards: forward passes on the mini-batch.
+    """
+
+    step: int
+    lr: float
+    losses: tuple[float, ...]
+    coefficients: tuple[float, ...] | None
+    loss: float
+    num_forwards: int
+
+    @property
+    def projected_grad(self) -> float:
+        """Coefficient of the first probe; NaN for a skipped step."""
+        return self.coefficients[0] if self.coefficients else math.nan
+
+
+class ZeroOrder(torch.optim.Optimizer):
+    """Forward-only optimizer: estimator × direction × mask × rule × placement.
+
+    Args:
+        params: parameters, `model.named_parameters()` or parameter groups of either; groups may
+            set lr, eps and weight_decay. Names reach masks and noise, so give named parameters.
+        lr: learning rate η.
+        eps: perturbation scale ε > 0.
+        weight_decay: decoupled decay λ: weights shrink by the factor 1 - ηλ a step.
+        estimator, direction, mask, rule, placement: the parts; defaults make MeZO.
+        seed: run seed, 0 <= seed < 2**64; each probe's direction is a function of (seed, step,
+            probe, parameter, element) alone.
+        model: the module that owns the parameters; required by `Paired` and `PerLayer`. With it,
+            parameter ids count all its parameters, so freezing one does not move the others'.
+
+    Raises:
+        ValueError: an argument out of range, or a parameter that cannot be trained, by name.
+
+    Example:
+        >>> optimizer = ZeroOrder(model.named_parameters(), lr=1e-6)  # doctest: +SKIP
+        >>> loss = optimizer.step(lambda copies: [loss_of(model, batch)])  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-6,
+        eps: float = 1e-3,
+        weight_decay: float = 0.0,
+        *,
+        estimator: TwoSided | None = None,
+        direction: Direction | None = None,
+        mask: Dense | None = None,
+        rule: Rule | None = None,
+        placement: Placement | None = None,
+        seed: int = 0,
+        model: nn.Module | None = None,
+    ) -> None:
+        super().__init__(params, {"lr": lr, "eps": eps, "weight_decay": weight_decay})
+        for group in self.param_groups:
+            _check_group(group)
+        probe_seed(seed, 0, 0)  # refuses a seed out of range
+        self.seed = seed
+        self.num_steps = 0
+        self.last: StepRecord | None = None
+        self.estimator = estimator or TwoSided()
+        self.direction = direction or Gaussian()
+        self.mask = mask or Dense()
+        self.rule = rule or Sgd()
+        self.table, self.infos = self._collect(model)
+        self.placement = placement or default_placement(self.infos, self.mask, model)
+        self._check_numbers()
+        self.mask.setup(self.infos, seed)
+        self.engine = Engine(self.infos, self.direction, self.mask)
+        self.placement.bind(self.engine, self.rule, model, seed)
+        exact = any(info.param.dtype == torch.float64 for info in self.infos)
+        # Nine digits are finer than fp32 and keep a journal row short; fp64 keeps them all.
+        self._digits = 17 if exact else 9
+        self._pending: tuple[StepRecord, Update | None] | None = None
+
+    # -- a step ----------------------------------------------------------------------------------
+
+    def step(self, closure: Closure | None = None) -> float:
+        """One step; returns the loss the estimator reports, in nats.
+
+        Args:
+            closure: gives one loss per copy of the batch (see `placements.base.Closure`), at the
+                weights as they are and without a graph. May be left out after `estimate`.
+        """
+        if closure is not None:
+            self.estimate(closure)
+        if self._pending is None:
+            raise RuntimeError("step() without a closure needs estimate(closure) before it")
+        record, update = self._pending
+        self._pending = None
+        self.placement.update(update)
+        self.num_steps = record.step
+        self.last = record
+        return record.loss
+
+    @torch.inference_mode()
+    def estimate(self, closure: Closure) -> float:
+        """The losses of the next step and its coefficients; `step()` then applies them."""
+        step = self.num_steps + 1
+        self.engine.step = step
+        points = self.estimator.plan(step)
+        probes = self._probes(step)
+        eps = [group["eps"] for group in self.param_groups]
+        raw = self.reduce(self.placement.losses(probes, eps, closure))
+        losses = tuple(float(f"{loss:.{self._digits}g}") for loss in raw)
+        if len(losses) != len(points):
+            raise RuntimeError(f"closure gave {len(losses)} losses, expected {len(points)}")
+        finite = all(math.isfinite(loss) for loss in losses)
+        estimate = self.estimator.combine(losses)
+        update = self._update(step, estimate.slopes) if finite else None
+        coefficients = tuple(s / eps[0] for s in estimate.slopes) if finite else None
+        record = StepRecord(
+            step, self.param_groups[0]["lr"], losses, coefficients, estimate.loss, len(losses)
+        )
+        self._pending = (record, update)
+        return record.loss
+
+    def reduce(self, losses: list[float]) -> list[float]:
+        """Hook for data parallelism: combine this process's losses with those of the others."""
+        return losses
+
+    def flush(self) -> None:
+        """Make the weights clean; call before evaluating or saving. Never changes a trajectory."""
+        with torch.inference_mode():
+            self.placement.flush()
+
+    @torch.inference_mode()
+    def replay(self, step: int, lr: float, coefficients: Sequence[float] | None) -> None:
+        """Repeat a recorded step without any forward: same bits as the step itself left.
+
+        Args:
+            step: the step's number; must follow the last one.
+            lr: learning rate it was taken with.
+            coefficients: what `StepRecord.coefficients` held; None for a skipped step.
+        """
+        if step != self.num_steps + 1:
+            raise ValueError(f"replay of step {step}: expected step {self.num_steps + 1}")
+        self.engine.step = step
+        eps = [group["eps"] for group in self.param_groups]
+        self.placement.walk(self._probes(step), eps)
+        update = None
+        if coefficients is not None:
+            lrs = (lr, *(group["lr"] for group in self.param_groups[1:]))
+            update = self._update(step, tuple(c * eps[0] for c in coefficients), lrs)
+        self.placement.update(update)
+        self.num_steps = step
+
+    # -- state -----------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """torch's state dict, with the step counter, the seed, rule state and mask thresholds."""
+        self.flush()
+        out = super().state_dict()
+        out["zero_order"] = {
+            "step": self.num_steps,
+            "seed": self.seed,
+            "rule": self.rule.state(),
+            "mask": self.mask.state(),
+        }
+        return out
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from `state_dict`; the weights are the caller's to restore."""
+        mine = state_dict["zero_order"]
+        super().load_state_dict({k: v for k, v in state_dict.items() if k != "zero_order"})
+        self.num_steps, self.seed = mine["step"], mine["seed"]
+        self.rule.load_state(mine["rule"])
+        self.mask.load_state(mine["mask"])
+
+    # -- helpers ---------------------------------------------------------------------------------
+
+    def _probes(self, step: int) -> list[Probe]:
+        scales: dict[int, list[float]] = {}
+        for point in self.estimator.plan(step):
+            scales.setdefault(point.probe, []).append(point.scale)
+        return [Probe(probe_seed(self.seed, step, j), tuple(s)) for j, s in scales.items()]
+
+    def _update(
+        self, step: int, slopes: tuple[float, ...], lr: Sequence[float] | None = None
+    ) -> Update:
+        groups = self.param_groups
+        return Update(
+            step=step,
+            seeds=tuple(probe.seed for probe in self._probes(step)),
+            slopes=slopes,
+            lr=tuple(lr or (group["lr"] for group in groups)),
+            eps=tuple(group["eps"] for group in groups),
+            weight_decay=tuple(group["weight_decay"] for group in groups),
+        )
+
+    def _collect(self, model: nn.Module | None) -> tuple[dict[str, int], list[ParamInfo]]:
+        """The id table and the trained parameters in order, tied tensors once."""
+        named = []
+        for number, group in enumerate(self.param_groups):
+            names = group.get("param_names") or [
+                f"param_{number}_{i}" for i in range(len(group["params"]))
+            ]
+            named += [(n, p, number) for n, p in zip(names, group["params"], strict=True)]
+        if model is None:
+            table = parameter_table((name, param) for name, param, _ in named)
+            names_of = {id(param): canonical_name(name) for name, param, _ in named}
+        else:
+            everything = list(model.named_parameters())
+            table = parameter_table(everything)
+            names_of = {id(param): canonical_name(name) for name, param in everything}
+        infos = []
+        for name, param, number in named:
+            if not param.requires_grad:
+                continue
+            if id(param) not in names_of:
+                raise ValueError(f"parameter {name} is not a parameter of model")
+            canonical = names_of[id(param)]
+            infos.append(ParamInfo(canonical, table[canonical], param, number))
+            check_trainable(infos[-1])
+        if not infos:
+            raise ValueError("nothing to train: no parameter has requires_grad")
+        return table, infos
+
+    def _check_numbers(self) -> None:
+        """Warn when eps is lost in the rounding of the weights it is added to."""
+        for info in self.infos:
+            eps = self.param_groups[info.group]["eps"]
+            size = float(info.data.float().square().mean().sqrt()) if info.numel else 0.0
+            unit = rounding_unit(info.param.dtype, size)
+            if eps < unit:
+                warnings.warn(
+                    f"eps = {eps:g} is below the rounding unit {unit:.2g} of {info.name} "
+                    f"({info.param.dtype}, rms {size:.2g}): most of the perturbation is lost",
+                    stacklevel=3,
+                )
+                return
+
+
+def default_placement(
+    infos: Sequence[ParamInfo], mask: Dense, model: nn.Module | None
+) -> Placement:
+    """`InPlace` for dense wide weights, `Paired` for 16-bit weights or masks if there is a model."""
+    half = any(info.param.dtype in (torch.bfloat16, torch.float16) for info in infos)
+    masked = mask.sparsity > 0.0
+    return Paired() if model is not None and (half or masked) else InPlace()
+
+
+def _check_group(group: dict[str, Any]) -> None:
+    for key, bad in (
+        ("lr", not group["lr"] >= 0.0),
+        ("eps", not group["eps"] > 0.0),
+        ("weight_decay", not group["weight_decay"] >= 0.0),
+    ):
+        if bad or not math.isfinite(float(group[key])):
+            bound = "> 0" if key == "eps" else ">= 0"
+            raise ValueError(f"{key} = {group[key]}: expected a finite number {bound}")
+
+
+def num_trained(infos: Iterable[ParamInfo]) -> int:
+    """Trained scalars, masks not counted."""
+    return sum(info.numel for info in infos)
+
+
+def tensor_bytes(tensors: Iterable[Tensor]) -> int:
+    """Bytes of the given tensors."""
+    return sum(t.numel() * t.element_size() for t in tensors)

@@ -9,12 +9,12 @@ from collections.abc import Iterable
 class UserError(Exception):
     """Something the user asked for cannot be done.
 
-    The message names the key, the value and what is allowed; the command line prints it as it is and
-    exits with status 2.
+    The message names the key, the value and what is allowed; the command line prints it as it is
+    and exits with status 2.
     """
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str:
-    """`"; did you mean 'x'?"` for the closest of `allowed`, or the empty string if none is close."""
+    """`"; did you mean 'x'?"` for the closest of `allowed`, or "" if none is close."""
     close = difflib.get_close_matches(name, list(allowed), n=1, cutoff=0.6)
     return f"; did you mean {close[0]!r}?" if close else ""

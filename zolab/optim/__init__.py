@@ -1,10 +1,10 @@
 """Zeroth-order optimizers from composable parts; needs only torch.
 
-    from zolab.optim import MeZO
-    optimizer = MeZO(model.named_parameters(), lr=1e-6, seed=0)
-    for batch in data:
-        loss = optimizer.step(lambda copies: [loss_of(model, batch)])
-    optimizer.flush()
+from zolab.optim import MeZO
+optimizer = MeZO(model.named_parameters(), lr=1e-6, seed=0)
+for batch in data:
+    loss = optimizer.step(lambda copies: [loss_of(model, batch)])
+optimizer.flush()
 """
 
 from zolab.optim.directions import Direction, Gaussian, Rademacher

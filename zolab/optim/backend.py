@@ -40,7 +40,7 @@ class ZSource(Protocol):
     """Where a sweep finds z: fresh from Philox, or kept from an earlier sweep of the step."""
 
     def z(self, pid: int, seed: int, offset: int, count: int, device: torch.device) -> Tensor:
-        """Elements `offset` to `offset + count` of a direction: float32 (count,), not to be changed."""
+        """Elements `offset` to `offset + count` of a direction: float32 (count,); read only."""
 
 
 def sweep_(

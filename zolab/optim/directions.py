@@ -43,10 +43,16 @@ class Gaussian(Direction):
 
 
 class Rademacher(Direction):
-    """z with independent entries +1 and -1: one random bit an element."""
+    """z with independent entries +1 and -1: one random bit an element.
 
-    def __init__(self) -> None:
-        super().__init__("rademacher")
+    Args:
+        noise: "rademacher", the only way there is.
+    """
+
+    def __init__(self, noise: str = "rademacher") -> None:
+        if noise != "rademacher":
+            raise ValueError(f"direction.noise = {noise!r}: expected rademacher")
+        super().__init__(noise)
 
 
 class Kept:

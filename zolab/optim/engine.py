@@ -107,9 +107,7 @@ class Engine:
         flat = self.source.z(info.pid, seed, 0, info.numel, info.data.device)
         return flat.view(info.data.shape)
 
-    def pair(
-        self, info: ParamInfo, weight: Tensor, seed: int, eps: float
-    ) -> tuple[Tensor, Tensor]:
+    def pair(self, info: ParamInfo, weight: Tensor, seed: int, eps: float) -> tuple[Tensor, Tensor]:
         """W + eps z and W - eps z of one parameter, from its clean weights."""
         mask = self.mask_of(info, weight)
         if mask is False:

@@ -12,7 +12,7 @@ from zolab.optim.rules import Momentum, Sgd
 from zolab.optim.zero_order import ZeroOrder
 
 
-def MeZO(  # noqa: N802
+def MeZO(
     params: Iterable[Any], lr: float = 1e-6, eps: float = 1e-3, num_probes: int = 1, **options: Any
 ) -> ZeroOrder:
     """MeZO (arXiv 2305.17333, Algorithm 1): θ ← θ - η c z, c = (L(θ+εz) - L(θ-εz)) / 2ε.
@@ -31,7 +31,7 @@ def MeZO(  # noqa: N802
     )
 
 
-def MeZOMomentum(  # noqa: N802
+def MeZOMomentum(
     params: Iterable[Any], lr: float = 1e-6, eps: float = 1e-3, beta: float = 0.9, **options: Any
 ) -> ZeroOrder:
     """MeZO with momentum (arXiv 2305.17333, section 2.2): m ← β m + c z, θ ← θ - η m.
@@ -50,7 +50,7 @@ def MeZOMomentum(  # noqa: N802
     )
 
 
-def SparseMeZO(  # noqa: N802
+def SparseMeZO(
     params: Iterable[Any],
     lr: float = 1e-6,
     eps: float = 1e-3,

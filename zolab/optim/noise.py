@@ -1,8 +1,8 @@
 """Noise kinds: how Philox words become the elements of a direction z.
 
 `z(seed, pid, element)` never depends on chunking, order, threads or device. Arithmetic is fp32
-multiply, then add, never fused; square roots go through float64, because torch's fp32 square root is
-not correctly rounded on every CPU.
+multiply, then add, never fused; square roots go through float64, because torch's fp32 square root
+is not correctly rounded on every CPU.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ class Noise(ABC):
     per_block: int
 
     @abstractmethod
-    def blocks(
-        self, block: Tensor, seed: int, pid: int | Tensor, stream: int = Stream.Z
-    ) -> Tensor:
-        """Elements of the given counters: float32 (len(block), per_block); pid may be int64 (n,)."""
+    def blocks(self, block: Tensor, seed: int, pid: int | Tensor, stream: int = Stream.Z) -> Tensor:
+        """Elements of the given counters: float32 (len(block), per_block); pid may be (n,)."""
 
-    def fill(self, out: Tensor, seed: int, pid: int, offset: int = 0, stream: int = Stream.Z) -> None:
+    def fill(
+        self, out: Tensor, seed: int, pid: int, offset: int = 0, stream: int = Stream.Z
+    ) -> None:
         """Write elements `offset` ... of z into `out`, float32 (n,), contiguous."""
         step = CHUNK * self.per_block
         for start in range(0, out.numel(), step):
@@ -78,14 +78,12 @@ class Noise(ABC):
 
 
 class Gauss(Noise):
-    """Standard normal by Box-Muller: element e uses counter e >> 2; words (0,1), (2,3) are pairs."""
+    """Standard normal by Box-Muller: element e is in counter e >> 2; words (0,1), (2,3) pair up."""
 
     kind = "gauss"
     per_block = 4
 
-    def blocks(
-        self, block: Tensor, seed: int, pid: int | Tensor, stream: int = Stream.Z
-    ) -> Tensor:
+    def blocks(self, block: Tensor, seed: int, pid: int | Tensor, stream: int = Stream.Z) -> Tensor:
         w0, w1, w2, w3 = philox(block, seed, pid, stream)
         radius = _radius(torch.stack((w0, w2), dim=1).to(torch.int32))
         out = torch.empty(len(block), 2, 2, device=block.device)
@@ -102,9 +100,7 @@ class Gauss8(Noise):
     def __init__(self) -> None:
         self._tables: dict[torch.device, Tensor] = {}
 
-    def blocks(
-        self, block: Tensor, seed: int, pid: int | Tensor, stream: int = Stream.Z
-    ) -> Tensor:
+    def blocks(self, block: Tensor, seed: int, pid: int | Tensor, stream: int = Stream.Z) -> Tensor:
         table = self._tables.get(block.device)
         if table is None:
             table = self._tables[block.device] = gauss8_table().to(block.device)
@@ -119,9 +115,7 @@ class Rademacher(Noise):
     kind = "rademacher"
     per_block = 128
 
-    def blocks(
-        self, block: Tensor, seed: int, pid: int | Tensor, stream: int = Stream.Z
-    ) -> Tensor:
+    def blocks(self, block: Tensor, seed: int, pid: int | Tensor, stream: int = Stream.Z) -> Tensor:
         word = torch.stack(philox(block, seed, pid, stream), dim=1).to(torch.int32)
         shift = torch.arange(31, -1, -1, dtype=torch.int32, device=block.device)
         bit = (word[:, :, None] << shift).bitwise_and_(-(1 << 31))

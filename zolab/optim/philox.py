@@ -1,4 +1,4 @@
-"""Philox4x32-10 in plain torch integer arithmetic: the specification every faster kernel must match.
+"""Philox4x32-10 in plain torch integer arithmetic: the specification of every faster kernel.
 
 Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011). A word is a pure
 function of (key, counter), so noise can start at any element, on any device, in any order.

@@ -103,15 +103,22 @@ class ZeroOrder(torch.optim.Optimizer):
         self.mask = mask or Dense()
         self.rule = rule or Sgd()
         self.table, self.infos = self._collect(model)
-        self.placement = placement or default_placement(self.infos, self.mask, model)
+        self._model = model
         self._check_numbers()
         self.mask.setup(self.infos, seed)
         self.engine = Engine(self.infos, self.direction, self.mask)
-        self.placement.bind(self.engine, self.rule, model, seed)
+        self.use_placement(placement or default_placement(self.infos, self.mask, model))
         exact = any(info.param.dtype == torch.float64 for info in self.infos)
         # Nine digits are finer than fp32 and keep a journal row short; fp64 keeps them all.
         self._digits = 17 if exact else 9
         self._pending: tuple[StepRecord, Update | None] | None = None
+
+    def use_placement(self, placement: Placement) -> None:
+        """Evaluate and update through another placement from now on; flushes the present one."""
+        if self.num_steps:
+            self.flush()
+        self.placement = placement
+        placement.bind(self.engine, self.rule, self._model, self.seed)
 
     # -- a step ----------------------------------------------------------------------------------
 
@@ -274,7 +281,7 @@ class ZeroOrder(torch.optim.Optimizer):
 def default_placement(
     infos: Sequence[ParamInfo], mask: Dense, model: nn.Module | None
 ) -> Placement:
-    """`InPlace` for dense wide weights, `Paired` for 16-bit weights or masks if there is a model."""
+    """`InPlace` for dense wide weights; `Paired` for 16-bit weights or masks, given a model."""
     half = any(info.param.dtype in (torch.bfloat16, torch.float16) for info in infos)
     masked = mask.sparsity > 0.0
     return Paired() if model is not None and (half or masked) else InPlace()

@@ -54,7 +54,11 @@ class ModuleWise:
 
     @contextmanager
     def evaluating(
-        self, seed: int, eps: Sequence[float], sign: float | None, poison: bool = False
+        self,
+        seed: int,
+        eps: Sequence[float],
+        sign: float | None,
+        poison: bool | int = False,
     ) -> Iterator[None]:
         """While active, each owner computes with perturbed weights.
 
@@ -63,8 +67,9 @@ class ModuleWise:
             eps: perturbation scale per parameter group.
             sign: +1 or -1 for the whole batch; None gives +1 to the first half of the rows and
                 -1 to the second.
-            poison: outside their owners' forward the parameters read NaN, so that a module which
-                reads a weight that is not its own shows in the loss.
+            poison: outside their owners' forward the parameters (True: all; a number: the one
+                with that id) read NaN, so that a module which reads a weight that is not its own
+                shows in the loss.
         """
         self.seed, self.eps, self._sign = seed, tuple(eps), sign
         self.entered.clear()
@@ -73,8 +78,8 @@ class ModuleWise:
         try:
             for _, module, own in self.owners:
                 module.forward = self._wrap(module, own, module.forward)
-            if poison:
-                for info in self.engine.infos:
+            for info in self.engine.infos:
+                if poison is True or (poison is not False and poison == info.pid):
                     nan = torch.full((), torch.nan, dtype=info.data.dtype, device=info.data.device)
                     info.param.data = nan.expand(info.data.shape)
             yield
@@ -124,9 +129,7 @@ class ModuleWise:
                 self._active.discard(info.pid)
 
     def _pair(self, info: ParamInfo) -> tuple[Tensor, Tensor]:
-        return self.engine.pair(
-            info, self._clean[info.pid], self.seed, self.eps[info.group]
-        )
+        return self.engine.pair(info, self._clean[info.pid], self.seed, self.eps[info.group])
 
     def _both(
         self,

@@ -23,7 +23,9 @@ class CleanWeights(Placement):
     def bind(self, engine: Engine, rule: Rule, model: nn.Module | None, seed: int) -> None:
         super().bind(engine, rule, model, seed)
         if model is None:
-            raise ValueError(f"placement {self.name} needs model=: the modules that own the weights")
+            raise ValueError(
+                f"placement {self.name} needs model=: the modules that own the weights"
+            )
         self.modules = ModuleWise(model, engine)
 
     def update(self, update: Update | None) -> None:

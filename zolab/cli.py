@@ -1,0 +1,380 @@
+"""The command `zolab`: Hydra overrides run or sweep, a bare first word is a verb.
+
+Nothing heavy is imported before it is known what to do, so that help answers at once and a login
+node plans a sweep without torch. The one file that may import launchers and analysis.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from zolab import __version__
+from zolab.errors import UserError, nearest
+
+USAGE_ERROR = 2
+INTERRUPTED = 130
+
+#: Options of Hydra that stand alone, and those that take a value.
+_FLAGS = ("-m", "--multirun", "-r", "--run", "--resolve", "--hydra-help", "--info")
+_OPTIONS = (
+    *("-c", "--cfg", "-p", "--package", "-cd", "--config-dir"),
+    *("-cn", "--config-name", "-cp", "--config-path"),
+)
+
+_HELP = """\
+usage: zolab [KEY=VALUE ...]         run one cell, or go on with it
+       zolab -m [KEY=V1,V2 ...]      run a grid of cells, skipping those that are done
+       zolab VERB [ARGUMENTS]        see below; `zolab VERB --help` says more
+
+With no arguments the embedded model is trained on the embedded task with MeZO.
+
+verbs:
+{verbs}
+
+choices (GROUP=NAME):
+{groups}
+
+keys (KEY=VALUE), among others:
+  run_root, seed, model.path, model.dtype, task.path, train.steps, train.batch_size,
+  optimizer.lr, optimizer.eps, sparsity.sparsity (share frozen), sweep.dry_run, sweep.retry
+
+options:
+  -m, --multirun     run all combinations of the given values
+  --cfg job          print the composed config and stop
+  --config-dir DIR   a folder with further YAML files, such as DIR/task/mine.yaml
+  --version          print the version and stop
+  -h, --help         print this and stop
+
+examples:
+  zolab task=sst2 task.path=data/sst2 optimizer.lr=1e-4
+  zolab -m optimizer=mezo,adamw sparsity=none seed=0,1,2
+  zolab report runs --out report
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status.
+
+    0: done. 1: a run or sweep failed. 2: a mistake of the user, told in one line on stderr with
+    nothing trained. 130: interrupted.
+
+    Args:
+        argv: arguments without the program name; None for those of the process.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _dispatch(arguments)
+    except UserError as error:
+        return _refuse(str(error))
+    except KeyboardInterrupt:
+        print("zolab: interrupted; the same command goes on from here", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our output left (`zolab status | head`): nothing is wrong.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except SystemExit as stop:
+        if stop.code is None or isinstance(stop.code, int):
+            return stop.code or 0
+        return _refuse(str(stop.code))
+
+
+def _refuse(message: str) -> int:
+    """Say in one line what is wrong."""
+    print("zolab: " + " ".join(message.split()), file=sys.stderr)
+    return USAGE_ERROR
+
+
+def _dispatch(arguments: list[str]) -> int:
+    first = arguments[0] if arguments else ""
+    if first and first[0] not in "-+~" and "=" not in first:
+        if first not in VERBS:
+            raise UserError(
+                f"{first}: no such verb{nearest(first, VERBS)} (verbs: {', '.join(VERBS)}; "
+                "settings are written KEY=VALUE)"
+            )
+        return VERBS[first][0](arguments[1:])
+    if "-h" in arguments or "--help" in arguments:
+        print(_help(), end="")
+        return 0
+    if "--version" in arguments:
+        print(f"zolab {__version__}")
+        return 0
+    return _compose_and_run(arguments)
+
+
+def _help() -> str:
+    from zolab.config import CONF_DIR, GROUPS
+
+    groups = {
+        group: sorted(file.stem for file in (CONF_DIR / group).glob("*.yaml")) for group in GROUPS
+    }
+    return _HELP.format(
+        verbs="\n".join(f"  {name:<10} {text}" for name, (_, text) in VERBS.items()),
+        groups="\n".join(f"  {group:<22} {', '.join(names)}" for group, names in groups.items()),
+    )
+
+
+# --- run and sweep ---------------------------------------------------------------------------
+
+
+def _compose_and_run(arguments: list[str]) -> int:
+    """Compose with Hydra; a sweep runs inside Hydra's sweeper, a single cell after it."""
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    from zolab import compose
+
+    options, overrides = _split(arguments)
+    prepared = compose.prepare_overrides(overrides)
+    try:
+        config = _hydra([*options, *prepared])
+    except (HydraException, OmegaConfBaseException, YAMLError) as error:
+        raise UserError(compose.explain(error)) from error
+    return 0 if config is None else _run_one(config)
+
+
+def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Hydra's own options (with their values) apart from the overrides.
+
+    Raises:
+        UserError: an option that does not exist.
+    """
+    options: list[str] = []
+    overrides: list[str] = []
+    takes_value = False
+    for argument in arguments:
+        if takes_value:
+            options.append(argument)
+            takes_value = False
+        elif argument.startswith("-"):
+            name = argument.partition("=")[0]
+            known = (*_FLAGS, *_OPTIONS)
+            if name not in known:
+                raise UserError(f"{argument}: no such option{nearest(name, known)}")
+            options.append(argument)
+            takes_value = argument in _OPTIONS
+        else:
+            overrides.append(argument)
+    return options, overrides
+
+
+def _hydra(arguments: list[str]) -> Any:
+    """Let Hydra read the arguments; the composed config of a single run, or None if all is done."""
+    import hydra
+
+    from zolab.compose import prepare_hydra
+    from zolab.config import CONF_DIR
+
+    prepare_hydra()
+    composed: list[Any] = []
+
+    def keep(config: Any) -> None:
+        composed.append(config)
+
+    with _patched_process(["zolab", *arguments]):
+        hydra.main(config_path=str(CONF_DIR), config_name="config", version_base="1.3")(keep)()
+    return composed[0] if composed else None
+
+
+@contextlib.contextmanager
+def _patched_process(argv: list[str]) -> Iterator[None]:
+    """Hydra reads sys.argv, and raises instead of printing tracebacks only if told to by env."""
+    from hydra.core.global_hydra import GlobalHydra
+
+    name = "HYDRA_FULL_ERROR"
+    old_argv, old_value = sys.argv, os.environ.get(name)
+    sys.argv, os.environ[name] = argv, "1"
+    try:
+        yield
+    finally:
+        sys.argv = old_argv
+        if old_value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = old_value
+        GlobalHydra.instance().clear()
+
+
+def _run_one(config: Any) -> int:
+    from zolab import compose
+
+    if config.get("grid") is not None:
+        raise UserError("grid: this experiment is a grid of cells; add -m to run them all")
+    cell = compose.check(config)
+    sweep = cell["sweep"]
+    if cell["launcher"]["kind"] != "local" or sweep["force"] or sweep["dry_run"]:
+        from launchers.sweep import launch
+
+        return int(launch([cell], cell["launcher"], sweep).exit_code)
+    folder = compose.write_cell(cell)
+    print(
+        f"run {folder.name}: {_title(cell)} -> {folder}",
+        flush=True,
+    )
+    return _train(folder)
+
+
+def _title(cell: dict[str, Any]) -> str:
+    mask = cell["sparsity"].get("name", "none")
+    method = cell["optimizer"].get("name", cell["optimizer"]["_target_"])
+    parts = [method] + (
+        [f"{mask} {cell['sparsity'].get('sparsity', '')}".strip()] if mask != "none" else []
+    )
+    return (
+        f"{' + '.join(parts)}, {cell['model']['name']} on {cell['task']['name']}, "
+        f"seed {cell['seed']}"
+    )
+
+
+def _train(folder: Path) -> int:
+    """Run the cell of a run directory in this process and say how it ended."""
+    from zolab.ledger import Busy, Fenced
+    from zolab.run import run_dir
+
+    try:
+        result = run_dir(folder)
+    except (UserError, KeyboardInterrupt):
+        raise
+    except (Busy, Fenced) as error:
+        print(f"zolab: {error}", file=sys.stderr)
+        return 1
+    except Exception as error:
+        print(f"zolab: run {folder.name} failed: {_last_line(error)}", file=sys.stderr)
+        print(f"zolab: traceback in {_traceback_file(folder)}", file=sys.stderr)
+        return 1
+    print(_summary(result, folder))
+    return 0 if result.get("state", "done") == "done" else 1
+
+
+def _last_line(error: BaseException) -> str:
+    return traceback.format_exception_only(error)[-1].strip().splitlines()[0]
+
+
+def _traceback_file(folder: Path) -> str:
+    """The error.txt of the newest attempt; written here if the run could not."""
+    attempts = [path for path in folder.glob("attempts/*") if path.name.isdigit()]
+    newest = max(attempts, key=lambda path: int(path.name), default=None)
+    file = (newest or folder) / "error.txt"
+    if file.is_file():
+        return str(file)
+    try:
+        file.write_text(traceback.format_exc())
+    except OSError:
+        traceback.print_exc()
+        return "the lines above"
+    return str(file)
+
+
+def _summary(result: dict[str, Any], folder: Path) -> str:
+    """One line about a result.json."""
+    best = result.get("best") or {}
+    state = result.get("state", "done")
+    facts = [f"{result.get('steps')} steps", f"{result.get('forwards_total')} forwards"]
+    if isinstance(best.get("dev/accuracy"), int | float):
+        facts.append(f"best dev accuracy {best['dev/accuracy']:.3f} at step {best.get('step')}")
+    if isinstance(best.get("test/accuracy"), int | float):
+        facts.append(f"test accuracy {best['test/accuracy']:.3f}")
+    return f"{state}: {', '.join(facts)} -> {folder / 'result.json'}"
+
+
+# --- verbs -----------------------------------------------------------------------------------
+
+
+def _report(arguments: list[str]) -> int:
+    from analysis.cli import report
+
+    return int(report(arguments))
+
+
+class _Parser(argparse.ArgumentParser):
+    """Arguments of a verb; mistakes are told in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (see {self.prog} --help)")
+
+
+def _replay(arguments: list[str]) -> int:
+    parser = _Parser(
+        prog="zolab replay",
+        description="Rebuild the weights of a run at a step and write a model folder.",
+    )
+    parser.add_argument("run", metavar="RUN", help="run directory, or a run id below --run-root")
+    parser.add_argument("--step", type=_step, required=True, help="updates done, 0 is the start")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write the model to")
+    parser.add_argument("--run-root", type=Path, default=Path("runs"), help="default: runs")
+    options = parser.parse_args(arguments)
+    folder = _find_run(options.run, options.run_root)
+    from zolab.run import replay
+
+    replay(folder, options.step, options.out)
+    print(f"weights of {folder.name} at step {options.step} -> {options.out}")
+    return 0
+
+
+def _step(text: str) -> int:
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number >= 0")
+    return int(text)
+
+
+def _find_run(name: str, root: Path) -> Path:
+    for folder in (Path(name), root / name):
+        if (folder / "config.yaml").is_file():
+            return folder
+    known = [path.parent.name for path in root.glob("*/config.yaml")]
+    raise UserError(
+        f"RUN = {name!r}: no run directory, nor a run id in {root}{nearest(name, known)}"
+    )
+
+
+def _status(arguments: list[str]) -> int:
+    parser = _Parser(
+        prog="zolab status", description="List the cells of a runs folder with their state."
+    )
+    parser.add_argument(
+        "root", metavar="RUNS", nargs="?", type=Path, default=Path("runs"), help="default: runs"
+    )
+    root = parser.parse_args(arguments).root
+    if not root.is_dir():
+        raise UserError(f"RUNS = {str(root)!r}: no such folder")
+    from zolab.ledger import read_heartbeat, state_of
+
+    counts: dict[str, int] = {}
+    for file in sorted(root.glob("*/config.yaml")):
+        folder = file.parent
+        state = state_of(folder)
+        counts[state] = counts.get(state, 0) + 1
+        print(f"{folder.name}  {state:<10} {_progress(read_heartbeat(folder)):<12} {_label(file)}")
+    total = ", ".join(f"{number} {state}" for state, number in sorted(counts.items()))
+    print(f"{sum(counts.values())} cells" + (f": {total}" if total else ""))
+    return 0
+
+
+def _progress(beat: dict[str, Any]) -> str:
+    return f"{beat['step']}/{beat['steps']}" if {"step", "steps"} <= beat.keys() else ""
+
+
+def _label(file: Path) -> str:
+    import yaml
+
+    try:
+        return _title(yaml.safe_load(file.read_text()))
+    except (yaml.YAMLError, LookupError, TypeError, AttributeError, OSError):
+        return "(unreadable config.yaml)"
+
+
+#: verb -> (function of the remaining arguments, one sentence for help).
+VERBS: dict[str, tuple[Callable[[list[str]], int], str]] = {
+    "report": (_report, "tables, plots and a page from the logs of a runs folder"),
+    "replay": (_replay, "rebuild the weights of a run at any step and write a model"),
+    "status": (_status, "list the cells of a runs folder with their state"),
+}

@@ -1,0 +1,123 @@
+"""The journal: a few scalars a step from which the weights of any step can be rebuilt."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from zolab.optim import NUMERICS, StepRecord, ZeroOrder
+from zolab.tracking.local import JsonLines, read_rows
+
+
+@dataclass(frozen=True)
+class JournalRow:
+    """One step as the journal holds it.
+
+    Attributes:
+        step: from 1.
+        lr: learning rate of the first parameter group.
+        coefficients: per probe, exactly what the update used; None for a skipped step.
+        losses: in the order evaluated.
+    """
+
+    step: int
+    lr: float
+    coefficients: tuple[float, ...] | None
+    losses: tuple[float, ...]
+
+    @classmethod
+    def of(cls, record: StepRecord) -> JournalRow:
+        return cls(record.step, record.lr, record.coefficients, record.losses)
+
+    def to_json(self) -> dict[str, Any]:
+        """Short keys: a plain two-sided row stays within 100 bytes."""
+        c = None if self.coefficients is None else list(self.coefficients)
+        return {"s": self.step, "lr": self.lr, "c": c, "l": list(self.losses)}
+
+    @classmethod
+    def from_json(cls, row: dict[str, Any]) -> JournalRow:
+        c = row["c"]
+        return cls(row["s"], row["lr"], None if c is None else tuple(c), tuple(row["l"]))
+
+
+class Journal:
+    """The rows of one attempt, `attempts/<n>/journal.jsonl`."""
+
+    def __init__(self, attempt_dir: Path) -> None:
+        self._lines = JsonLines(attempt_dir / "journal.jsonl")
+
+    def append(self, record: StepRecord) -> None:
+        """Write one step; UserError when the disk is full."""
+        self._lines.write(JournalRow.of(record).to_json())
+
+    def close(self) -> None:
+        self._lines.close()
+
+
+def read_journal(run_dir: Path) -> list[JournalRow]:
+    """All steps of a run in order, segments of all attempts chained.
+
+    A later attempt knew what it continued from, so from its first step on its rows count and what
+    an earlier attempt wrote beyond that (a process that did not know it had been replaced) is
+    dropped. A gap ends the chain.
+    """
+    rows: list[JournalRow] = []
+    attempts = run_dir / "attempts"
+    numbers = sorted(int(p.name) for p in attempts.glob("*") if p.name.isdigit())
+    for number in numbers:
+        segment = [
+            JournalRow.from_json(r) for r in read_rows(attempts / str(number) / "journal.jsonl")
+        ]
+        if segment and segment[0].step <= len(rows) + 1:
+            rows = rows[: segment[0].step - 1]
+            for row in segment:
+                if row.step != len(rows) + 1:
+                    break
+                rows.append(row)
+    return rows
+
+
+def replay(optimizer: ZeroOrder, rows: Sequence[JournalRow]) -> None:
+    """Repeat the steps of `rows` that come after the optimizer's last one; weights end clean."""
+    for row in rows:
+        if row.step > optimizer.num_steps:
+            optimizer.replay(row.step, row.lr, row.coefficients)
+    optimizer.flush()
+
+
+def make_header(
+    optimizer: ZeroOrder, base: dict[str, str], num_steps: int, cell: dict[str, Any]
+) -> dict[str, Any]:
+    """What a replay must find unchanged.
+
+    Args:
+        optimizer: at step 0.
+        base: hash by file name of the files the weights were read from.
+        num_steps: steps of the whole run.
+        cell: resolved config; the optimizer and sparsity sections are kept.
+    """
+    return {
+        "numerics": NUMERICS,
+        "base": base,
+        "steps": num_steps,
+        "seed": optimizer.seed,
+        "optimizer": cell["optimizer"],
+        "sparsity": cell["sparsity"],
+        "placement": optimizer.placement.name,
+        "noise": optimizer.direction.noise.kind,
+        "eps": [group["eps"] for group in optimizer.param_groups],
+        "mask": optimizer.mask.state(),
+        "parameters": [
+            [info.name, info.pid, list(info.param.shape), str(info.param.dtype).split(".")[1]]
+            for info in optimizer.infos
+        ],
+    }
+
+
+def header_differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Keys in which two headers differ, as they look after a round trip through JSON."""
+    new = json.loads(json.dumps(new))
+    return [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]

@@ -1,0 +1,152 @@
+"""Models and tokenizers, through transformers."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from zolab import assets
+from zolab.errors import UserError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_WEIGHT_PATTERNS = ("*.safetensors", "pytorch_model*.bin")
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model ready for forwards, with its tokenizer.
+
+    Attributes:
+        model: in eval mode, on its device, in the dtype asked for.
+        tokenizer: as transformers gives it.
+        max_length: longest input in tokens.
+    """
+
+    model: nn.Module
+    tokenizer: Any
+    max_length: int
+
+
+def load_model(config: dict[str, Any], seed: int) -> LoadedModel:
+    """The model of a cell.
+
+    Args:
+        config: the `model` section of a cell's config.
+        seed: run seed; decides the weights of `init=random`.
+
+    Raises:
+        UserError: the folder is missing, has no weights, or the hub cannot be reached.
+    """
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    source = model_source(config["path"], config["init"])
+    dtype = DTYPES[config["dtype"]]
+    options: dict[str, Any] = {}
+    if config.get("attn_implementation"):
+        options["attn_implementation"] = config["attn_implementation"]
+    if config["init"] == "random":
+        model_config = model_shape(config)
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(model_config, dtype=dtype, **options)
+        tokenizer = load_tokenizer(source, config) if source is not None else None
+    else:
+        try:
+            model = AutoModelForCausalLM.from_pretrained(
+                source, dtype=dtype, revision=config.get("revision"), **config["config"], **options
+            )
+        except (OSError, ValueError) as error:
+            raise UserError(f"model.path = {config['path']!r}: {_first_line(error)}") from error
+        tokenizer = load_tokenizer(source, config)
+    model.eval().to(pick_device(config["device"]))
+    return LoadedModel(model, tokenizer, _max_length(model.config))
+
+
+def model_source(path: str, init: str) -> str | None:
+    """What transformers should load from: a folder, or a hub name; None for a bare random shape."""
+    folder = assets.locate_model(path)
+    if folder is None:
+        if init == "random":
+            return None
+        if path.startswith((".", "/", "~")) or path.count("/") > 1:
+            raise UserError(f"model.path = {path!r}: no such folder")
+        return path
+    has_config = (folder / "config.json").is_file()
+    if not has_config:
+        raise UserError(f"model.path = {path!r}: the folder has no config.json")
+    if init != "random" and not any(any(folder.glob(p)) for p in _WEIGHT_PATTERNS):
+        raise UserError(
+            f"model.path = {path!r}: the folder has no weights (expected *.safetensors); "
+            "model.init=random draws them at random"
+        )
+    return str(folder)
+
+
+def model_shape(config: dict[str, Any]) -> Any:
+    """The transformers config of `init=random`: a folder's or hub model's, or `model.config`."""
+    from transformers import AutoConfig
+
+    values = dict(config["config"])
+    folder = assets.locate_model(config["path"])
+    if folder is not None:
+        return AutoConfig.from_pretrained(str(folder), **values)
+    if "model_type" in values:
+        return AutoConfig.for_model(values.pop("model_type"), **values)
+    return AutoConfig.from_pretrained(config["path"], revision=config.get("revision"), **values)
+
+
+def load_tokenizer(source: str, config: dict[str, Any]) -> Any:
+    """The tokenizer beside a model; UserError if there is none."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(source, revision=config.get("revision"))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"model.path = {config['path']!r}: no tokenizer: {_first_line(error)}"
+        ) from error
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is CUDA where there is one, else the CPU."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"model.device = {name!r}: no CUDA device here; use auto or cpu")
+    return torch.device(name)
+
+
+def base_files(config: dict[str, Any]) -> list[Path]:
+    """The local files a model is read from; empty for a hub name or a bare random shape."""
+    folder = assets.locate_model(config["path"])
+    if folder is None:
+        return []
+    files = [p for pattern in _WEIGHT_PATTERNS for p in folder.glob(pattern)]
+    return sorted([*files, folder / "config.json", folder / "tokenizer.json"])
+
+
+def save_model(model: nn.Module, tokenizer: Any, out: Path) -> None:
+    """Write a folder that `from_pretrained` loads."""
+    model.save_pretrained(out)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(out)
+    json.loads((out / "config.json").read_text())  # a half-written folder must not look whole
+
+
+def _max_length(config: Any) -> int:
+    for name in ("max_position_embeddings", "n_positions", "max_sequence_length"):
+        value = getattr(config, name, None)
+        if isinstance(value, int) and value > 0:
+            return value
+    return 2048
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

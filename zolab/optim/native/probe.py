@@ -1,0 +1,92 @@
+"""Runs every kernel of a new library once: `python probe.py LIBRARY`, status 0 if all is well.
+
+Started by `build` in a process of its own, without torch.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+
+_ABI = 1
+_ELEMENTS = 4099  # two tiles and a tail
+# Philox4x32-10, key 0, counter 0: from the known-answer file of the authors' Random123 library.
+_WORDS = (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)
+
+
+class Term(ctypes.Structure):
+    """`Term` of kernels.c."""
+
+    _fields_ = (
+        ("a", ctypes.c_double),
+        ("scale", ctypes.c_double),
+        ("seed", ctypes.c_uint64),
+        ("z", ctypes.c_void_p),
+        ("stochastic", ctypes.c_int32),
+    )
+
+
+def open_library(path: str) -> ctypes.CDLL:
+    """The library with the types of its functions declared; OSError if it is not ours."""
+    lib = ctypes.CDLL(path)
+    i32, i64, u32, u64 = ctypes.c_int32, ctypes.c_int64, ctypes.c_uint32, ctypes.c_uint64
+    at, real = ctypes.c_void_p, ctypes.c_double
+    signatures = {
+        "zo_abi": (),
+        "zo_philox": (u64, u64, u32, u32, at),
+        "zo_fill": (i32, at, i64, i64, u64, u64, u32, u32, at),
+        "zo_rows": (i32, at, at, i64, i64, i64, u64, u32, u32, at),
+        "zo_sweep": (i32, i32, at, at, i64, i64, u64, u32, at, i32, at),
+        "zo_pair": (i32, i32, at, at, i64, i64, u64, u32, u64, at, real, at, at, at),
+    }
+    for name, arguments in signatures.items():
+        function = getattr(lib, name, None)
+        if function is None:
+            raise OSError(f"{path} has no {name}")
+        function.argtypes = arguments
+        function.restype = None
+    lib.zo_abi.restype = i32
+    if lib.zo_abi() != _ABI:
+        raise OSError(f"{path} is of another version")
+    return lib
+
+
+def main(path: str) -> int:
+    lib = open_library(path)
+    words = (ctypes.c_uint32 * 4)()
+    lib.zo_philox(0, 0, 0, 0, words)
+    if tuple(words) != _WORDS:
+        print("Philox words are wrong", file=sys.stderr)
+        return 1
+    table = (ctypes.c_float * 256)()
+    mask = (ctypes.c_uint8 * _ELEMENTS)(*([1, 0, 1] * _ELEMENTS)[:_ELEMENTS])
+    rows = (ctypes.c_int64 * 1)(3)
+    weight, plus, minus = ((ctypes.c_double * _ELEMENTS)() for _ in range(3))
+    terms = (Term * 2)(Term(0.5, 0.9, 1, None, 1), Term(0.5, 1.0, 2, None, 0))
+    for kind in range(3):
+        lib.zo_fill(kind, weight, 0, _ELEMENTS, 5, 1, 2, 0, table)
+        lib.zo_rows(kind, weight, rows, 0, 1, 77, 1, 2, 0, table)
+        for dtype in range(4):
+            for chosen in (None, mask):
+                lib.zo_sweep(kind, dtype, weight, chosen, 0, _ELEMENTS, 5, 2, terms, 2, table)
+                lib.zo_pair(
+                    kind,
+                    dtype,
+                    weight,
+                    chosen,
+                    0,
+                    _ELEMENTS,
+                    5,
+                    2,
+                    1,
+                    None,
+                    0.1,
+                    plus,
+                    minus,
+                    table,
+                )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

@@ -1,0 +1,376 @@
+"""One cell from its run directory to its result, in this process."""
+
+from __future__ import annotations
+
+import os
+import platform
+import socket
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from zolab import __version__, assets, compose
+from zolab.checkpoint import Checkpoints, copy_into, load_tensors, save_tensors, unique_parameters
+from zolab.config.contents import contents
+from zolab.data import BatchOrder
+from zolab.errors import UserError
+from zolab.journal import Journal, header_differences, make_header, read_journal
+from zolab.journal import replay as replay_rows
+from zolab.learner import Learner, ZerothOrderLearner
+from zolab.ledger import (
+    Claim,
+    Fenced,
+    acquire,
+    next_attempt,
+    read_json,
+    write_json,
+    write_status,
+)
+from zolab.models.load import LoadedModel, load_model, save_model
+from zolab.objectives import BatchLoss, Encoded, Encoder, Scorer, collate
+from zolab.optim import NUMERICS, ZeroOrder
+from zolab.optim.selfcheck import SelfCheckError, settle_placement
+from zolab.progress import Progress
+from zolab.tasks import KINDS
+from zolab.tasks.base import fingerprint
+from zolab.tracking.schema import SCHEMA_VERSION
+from zolab.tracking.wandb import WandbMirror
+from zolab.train import Counters, Job, Metrics, train
+
+_TASK_LABELS = ("kind",)
+_PACKAGES = ("torch", "transformers", "datasets", "hydra-core", "wandb", "numpy")
+
+
+def run_dir(path: str | Path) -> dict[str, Any]:
+    """Run a cell to its end, or continue it; a finished one returns its result at once.
+
+    Args:
+        path: run directory with config.yaml.
+
+    Returns:
+        The content of result.json.
+
+    Raises:
+        zolab.ledger.Busy: another live process holds the cell.
+        zolab.ledger.Fenced: another process took it over under way.
+        UserError: the config, model or data cannot be used, or the disk is full.
+    """
+    folder = Path(path)
+    if (folder / "result.json").exists():
+        return read_json(folder / "result.json")
+    claim = acquire(folder)
+    try:
+        if (folder / "result.json").exists():  # finished between the look and the claim
+            return read_json(folder / "result.json")
+        return _attempt(folder, claim)
+    finally:
+        claim.release()
+
+
+def _attempt(folder: Path, claim: Claim) -> dict[str, Any]:
+    attempt_dir = next_attempt(folder)
+    number = int(attempt_dir.name)
+    metrics: Metrics | None = None
+    exit_code = 1
+    try:
+        write_status(folder, "running", attempt=number)
+        cell = compose.read_cell(folder)
+        write_json(attempt_dir / "env.json", _environment())
+        begin = time.time()
+        job = _prepare(folder, cell, claim, number)
+        metrics = job.metrics
+        outcome = train(job)
+        result = {
+            "schema": SCHEMA_VERSION,
+            "run_id": folder.name,
+            "state": "done",
+            **outcome,
+            "metric": KINDS[cell["task"]["kind"]].metric,
+            "num_attempts": number,
+            "wall_seconds": time.time() - begin,
+            "numerics": NUMERICS,
+            "versions": _versions(),
+            "data": job.data,
+        }
+        metrics.close(0)
+        metrics, exit_code = None, 0
+        _leave_weights(job)
+        claim.check()
+        write_json(folder / "result.json", result)
+        write_status(folder, "done", attempt=number)
+        return result
+    except Fenced:
+        raise  # the directory belongs to someone else: not one byte more
+    except KeyboardInterrupt:
+        write_status(folder, "preempted", attempt=number, error="interrupted")
+        raise
+    except BaseException as error:
+        _write_error(folder, attempt_dir, number, error)
+        raise
+    finally:
+        if metrics is not None:
+            metrics.close(exit_code)
+
+
+def replay(run: str | Path, step: int, out: Path) -> None:
+    """Rebuild the weights of a run at a step from its base and journal; write a model folder.
+
+    Args:
+        run: run directory; the run may still be going on.
+        step: updates done; 0 is the start.
+        out: folder that `from_pretrained` can load afterwards.
+
+    Raises:
+        UserError: the run has no such step, keeps no journal, or what it started from has changed.
+    """
+    folder = Path(run)
+    cell = compose.read_cell(folder)
+    header = read_json(folder / "header.json")
+    if not header:
+        raise UserError(
+            f"{folder}: no header.json, so nothing to replay (first-order baselines keep none)"
+        )
+    rows = read_journal(folder)
+    if step > len(rows):
+        raise UserError(f"--step {step}: the journal of {folder.name} ends at step {len(rows)}")
+    if out.exists() and any(out.iterdir()):
+        raise UserError(f"--out {out}: the folder is not empty")
+    loaded = _load_base(folder, cell)
+    learner = _build_learner(cell, loaded)
+    optimizer = learner.optimizer
+    _use_recorded_placement(optimizer, header)
+    _check_header(header, optimizer, cell)
+    replay_rows(optimizer, rows[:step])
+    save_model(loaded.model, loaded.tokenizer, out)
+
+
+# --- building ----------------------------------------------------------------------------------
+
+
+def _prepare(folder: Path, cell: dict[str, Any], claim: Claim, number: int) -> Job:
+    """Build everything, check it, and bring it to where earlier attempts got."""
+    settings = cell["train"]
+    task = _build_task(cell)
+    location = assets.locate_task(cell["task"]["path"])
+    if location is None:
+        raise UserError(f"task.path = {cell['task']['path']!r}: no such folder")
+    examples = task.load(location)
+    loaded = _load_base(folder, cell)
+    limit = min(task.max_length or loaded.max_length, loaded.max_length)
+    encoder = Encoder(loaded.tokenizer, limit)
+    splits = {name: encoder(rows) for name, rows in examples.items()}
+    total = settings["steps"]
+    progress_label = folder.name[:8]
+    scorer = Scorer(loaded.model, _pad_id(loaded.tokenizer))
+    learner = _build_learner(cell, loaded)
+    metrics = Metrics(folder)
+    counters, records = Counters(), []
+    journal = None
+    checkpoints = Checkpoints(folder)
+    if isinstance(learner, ZerothOrderLearner):
+        records = read_journal(folder)
+        _settle(folder, cell, learner.optimizer, scorer, splits["train"], settings)
+        _resume_journaled(learner, loaded, checkpoints, records)
+        journal = Journal(folder / "attempts" / str(number))
+    else:
+        counters = _resume_saved(learner, loaded, checkpoints)
+    progress = Progress(total if learner.trains else 0, learner.num_steps, progress_label)
+    _tell_truncated(progress, splits, limit)
+    if learner.num_steps:
+        progress.say(f"continuing after step {learner.num_steps} (attempt {number})")
+    if cell["tracking"]["wandb"]:
+        known = [metrics.rows[step] for step in sorted(metrics.rows)]
+        metrics.mirror = WandbMirror(folder, cell, folder.name, known)
+    return Job(
+        run_dir=folder,
+        seed=cell["seed"],
+        settings=settings,
+        learner=learner,
+        scorer=scorer,
+        splits=splits,
+        claim=claim,
+        metrics=metrics,
+        journal=journal,
+        checkpoints=checkpoints,
+        progress=progress,
+        attempt=number,
+        records=records,
+        counters=counters,
+        data={f"num_{k}": len(v) for k, v in splits.items()}
+        | {"fingerprint": fingerprint(examples)},
+    )
+
+
+def _build_task(cell: dict[str, Any]):
+    options = {k: v for k, v in cell["task"].items() if k not in _TASK_LABELS}
+    return KINDS[cell["task"]["kind"]](**options)
+
+
+def _load_base(folder: Path, cell: dict[str, Any]) -> LoadedModel:
+    """The model at step 0: from its files, and from init.safetensors what they do not hold."""
+    loaded = load_model(cell["model"], cell["seed"])
+    if cell["model"]["init"] == "random":
+        path = folder / "init.safetensors"
+        if path.exists():
+            copy_into(loaded.model, load_tensors(path)[0])
+        else:
+            save_tensors(path, dict(unique_parameters(loaded.model)), {"step": 0})
+    return loaded
+
+
+def _build_learner(cell: dict[str, Any], loaded: LoadedModel) -> Learner:
+    """The optimizer: parts for a `ZeroOrder`, the whole model for everything else."""
+    from hydra.utils import get_class
+
+    node, model = cell["optimizer"], loaded.model
+    if not issubclass(get_class(node["_target_"]), ZeroOrder):
+        return compose.build(node, model=model)
+    mask = compose.build(cell["sparsity"])
+    optimizer = compose.build(
+        node, model.named_parameters(), mask=mask, seed=cell["seed"], model=model
+    )
+    return ZerothOrderLearner(optimizer)
+
+
+def _settle(
+    folder: Path,
+    cell: dict[str, Any],
+    optimizer: ZeroOrder,
+    scorer: Scorer,
+    examples: list[Encoded],
+    settings: dict[str, Any],
+) -> None:
+    """Placement self-check on the first batch, then the header is written or compared."""
+    header = read_json(folder / "header.json")
+    if header:
+        _use_recorded_placement(optimizer, header)
+        _check_header(header, optimizer, cell)
+        return
+    lengths = [e.length for e in examples]
+    first = BatchOrder(lengths, settings["batch_size"], cell["seed"]).batch(1)
+    size = settings["micro_batch_size"] or len(first)
+    batch = collate([examples[i] for i in first[:size]], scorer.pad_id, scorer.device)
+    try:
+        settle_placement(optimizer, BatchLoss(scorer, [batch]))
+    except SelfCheckError as error:
+        raise UserError(f"optimizer/placement: {error}") from error
+    write_json(
+        folder / "header.json",
+        make_header(optimizer, contents(cell)["model"], settings["steps"], cell),
+    )
+
+
+def _use_recorded_placement(optimizer: ZeroOrder, header: dict[str, Any]) -> None:
+    """A self-check may have fallen back in the first attempt: later ones do the same."""
+    if header["placement"] != optimizer.placement.name:
+        from zolab.optim import placements
+
+        kinds = (placements.InPlace, placements.Paired, placements.PerLayer)
+        optimizer.use_placement(next(k for k in kinds if k.name == header["placement"])())
+
+
+def _check_header(header: dict[str, Any], optimizer: ZeroOrder, cell: dict[str, Any]) -> None:
+    """Refuse to go on from a base, a table or numerics that are not those of the first attempt."""
+    now = make_header(optimizer, contents(cell)["model"], cell["train"]["steps"], cell)
+    odd = header_differences(header, now)
+    if odd:
+        raise UserError(
+            f"this run began with other {', '.join(odd)} (header.json): it can only be continued "
+            "or replayed with those"
+        )
+
+
+# --- resuming ----------------------------------------------------------------------------------
+
+
+def _resume_journaled(
+    learner: ZerothOrderLearner, loaded: LoadedModel, checkpoints: Checkpoints, records: list
+) -> None:
+    """The newest checkpoint that the journal reaches, then the journal's rows after it."""
+    found = checkpoints.newest(at_most=len(records))
+    if found is not None:
+        weights, state, extra = found
+        copy_into(loaded.model, weights)
+        learner.load_tensors(state, extra["step"])
+    replay_rows(learner.optimizer, records)
+
+
+def _resume_saved(learner: Learner, loaded: LoadedModel, checkpoints: Checkpoints) -> Counters:
+    """The newest checkpoint; the steps after it are taken again, with the same numbers."""
+    found = checkpoints.newest(at_most=None)
+    if found is None:
+        return Counters()
+    weights, state, extra = found
+    copy_into(loaded.model, weights)
+    learner.load_tensors(state, extra["step"])
+    return Counters(**extra["counters"])
+
+
+def _leave_weights(job: Job) -> None:
+    """Weights that no journal can rebuild stay; everything else in checkpoint/ goes."""
+    if job.learner.trains and not job.learner.journaled:
+        model = job.scorer.model  # holds the best weights after the test was read
+        save_tensors(job.run_dir / "best.safetensors", dict(unique_parameters(model)), {})
+    job.checkpoints.remove()
+
+
+# --- records -----------------------------------------------------------------------------------
+
+
+def _tell_truncated(progress: Progress, splits: dict[str, list[Encoded]], limit: int) -> None:
+    cut = {name: sum(e.truncated for e in rows) for name, rows in splits.items()}
+    if any(cut.values()):
+        counts = ", ".join(f"{n} of {len(splits[name])} {name}" for name, n in cut.items() if n)
+        progress.say(f"warning: prompts longer than {limit} tokens cut from the left: {counts}")
+
+
+def _pad_id(tokenizer: Any) -> int:
+    """Any token will do: padding stands on the right, where causal attention never looks."""
+    for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if token is not None:
+            return token
+    return 0
+
+
+def _environment() -> dict[str, Any]:
+    kept = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
+    return {
+        "time": time.time(),
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "python": platform.python_version(),
+        "versions": _versions(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "command": sys.argv,
+        "environment": {
+            k: v for k, v in os.environ.items() if k in kept or k.startswith("SLURM_JOB")
+        },
+    }
+
+
+def _versions() -> dict[str, str]:
+    from importlib import metadata
+
+    out = {"zolab": __version__, "python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            out[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return out
+
+
+def _write_error(folder: Path, attempt_dir: Path, number: int, error: BaseException) -> None:
+    """Traceback beside the attempt, a line in status.json; a full disk must not hide the error."""
+    text = "".join(traceback.format_exception(error))
+    line = f"{type(error).__name__}: {error}".splitlines()[0]
+    try:
+        (attempt_dir / "error.txt").write_text(text)
+        write_status(folder, "failed", attempt=number, error=line)
+    except OSError as second:
+        print(f"zolab: could not record the failure in {folder}: {second}", file=sys.stderr)

@@ -1,0 +1,75 @@
+"""What every task gives to training and evaluation."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from zolab.data import Row, read_splits
+
+
+@dataclass(frozen=True)
+class Example:
+    """One question with its candidate answers.
+
+    Attributes:
+        prompt: text before the answer.
+        candidates: answers as they follow the prompt, leading space included.
+        label: index of the right one.
+    """
+
+    prompt: str
+    candidates: tuple[str, ...]
+    label: int
+
+
+class Task:
+    """Base of the tasks: reads the splits and turns each row into an `Example`.
+
+    Args:
+        name: name in tables.
+        path: embedded data set or a folder of JSON lines.
+        num_train, num_dev, num_test: rows used at most; a larger split is sampled.
+        max_length: longest prompt with answer in tokens; None: what the model can take.
+
+    Attributes:
+        metric: what `dev/` and `test/` report besides the loss.
+    """
+
+    metric = "accuracy"
+
+    def __init__(
+        self,
+        name: str,
+        path: str,
+        num_train: int = 1000,
+        num_dev: int = 500,
+        num_test: int = 1000,
+        max_length: int | None = None,
+    ) -> None:
+        self.name = name
+        self.path = path
+        self.sizes = {"train": num_train, "dev": num_dev, "test": num_test}
+        self.max_length = max_length
+
+    def load(self, folder: Path) -> dict[str, list[Example]]:
+        """The examples of each split; UserError names file and line of a bad row."""
+        splits = read_splits(folder, self.sizes)
+        return {name: [self.example(row) for row in rows] for name, rows in splits.items()}
+
+    def example(self, row: Row) -> Example:
+        """One row as an example; raises UserError through `row.fail`."""
+        raise NotImplementedError
+
+
+def fingerprint(splits: dict[str, Sequence[Example]]) -> str:
+    """16 hex of sha256 over the exact examples in order, for the run record."""
+    body: Any = {
+        name: [[e.prompt, list(e.candidates), e.label] for e in rows]
+        for name, rows in sorted(splits.items())
+    }
+    return hashlib.sha256(json.dumps(body).encode()).hexdigest()[:16]

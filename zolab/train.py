@@ -1,0 +1,356 @@
+"""The one training loop."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zolab.checkpoint import Checkpoints, copy_into, weights_hash
+from zolab.data import BatchOrder
+from zolab.errors import UserError
+from zolab.evaluate import calibration, evaluate
+from zolab.journal import Journal, JournalRow
+from zolab.learner import Learner
+from zolab.ledger import Claim
+from zolab.objectives import PAD_UNIT, BatchLoss, Encoded, Scorer, collate
+from zolab.progress import Progress
+from zolab.tracking.local import JsonLines, read_rows
+from zolab.tracking.wandb import WandbMirror
+
+
+@dataclass
+class Counters:
+    """Running sums that are functions of the steps taken, so a resume recomputes them."""
+
+    forwards: int = 0
+    examples: int = 0
+    zero_steps: int = 0
+    nonfinite: int = 0
+    nonfinite_in_a_row: int = 0
+
+    def add(
+        self, num_forwards: int, num_examples: int, coefficients: Sequence[float] | None
+    ) -> None:
+        """Count one step; coefficients None means that its loss was not finite."""
+        self.forwards += num_forwards
+        self.examples += num_examples
+        if coefficients is None:
+            self.nonfinite += 1
+            self.nonfinite_in_a_row += 1
+            return
+        self.nonfinite_in_a_row = 0
+        self.zero_steps += bool(coefficients) and not any(coefficients)
+
+
+class Metrics:
+    """metrics.jsonl and its mirror; a row that is already there is not written again."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self._lines = JsonLines(run_dir / "metrics.jsonl")
+        self.rows: dict[int, dict[str, Any]] = {
+            row["step"]: row for row in read_rows(run_dir / "metrics.jsonl")
+        }
+        self.mirror: WandbMirror | None = None
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Append a row, first to the file, then to the mirror."""
+        self._lines.write(row)
+        self.rows[row["step"]] = row
+        if self.mirror is not None:
+            self.mirror.log(row)
+
+    def close(self, exit_code: int) -> None:
+        self._lines.close()
+        if self.mirror is not None:
+            self.mirror.close(exit_code)
+
+
+@dataclass
+class Job:
+    """Everything a run needs, built and resumed; see `zolab.run`.
+
+    Attributes:
+        splits: encoded examples of train, dev and test.
+        settings: the `train` section of the config.
+        records: journal rows of the steps already taken.
+        attempt: number of this attempt, from 1.
+        data: sizes and fingerprint of the splits, for the record.
+    """
+
+    run_dir: Path
+    seed: int
+    settings: dict[str, Any]
+    learner: Learner
+    scorer: Scorer
+    splits: dict[str, list[Encoded]]
+    claim: Claim
+    metrics: Metrics
+    journal: Journal | None
+    checkpoints: Checkpoints
+    progress: Progress
+    attempt: int
+    data: dict[str, Any] = field(default_factory=dict)
+    records: list[JournalRow] = field(default_factory=list)
+    counters: Counters = field(default_factory=Counters)
+
+
+def train(job: Job) -> dict[str, Any]:
+    """Train from wherever the job stands to its last step; returns the outcome.
+
+    Returns:
+        weights_hash of the final weights, best and final metrics, totals; see result.json.
+
+    Raises:
+        UserError: the disk is full, or too many losses in a row were not finite.
+        zolab.ledger.Fenced: another process took this run over.
+    """
+    loop = _Loop(job)
+    loop.catch_up()
+    while loop.step < loop.total:
+        loop.take_step()
+    return loop.finish()
+
+
+class _Loop:
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        settings = job.settings
+        self.total = settings["steps"] if job.learner.trains else 0
+        unit = [-(-e.length // PAD_UNIT) for e in job.splits["train"]]
+        self.order = BatchOrder(unit, settings["batch_size"], job.seed)
+        self.base_lr = [group["lr"] for group in job.learner.param_groups]
+        self.bias: Tensor | None = None
+        rows = [row for step, row in job.metrics.rows.items() if step <= self.step]
+        self.train_seconds = max((row.get("train_seconds", 0.0) for row in rows), default=0.0)
+        self._since = {"steps": 0, "seconds": 0.0, "forward": 0.0}
+        self._saved = time.monotonic()
+        self.best: tuple[float, int] | None = None
+        for row in sorted(rows, key=lambda row: row["step"]):
+            self._consider(row)
+
+    @property
+    def step(self) -> int:
+        return self.job.learner.num_steps
+
+    # -- steps -----------------------------------------------------------------------------------
+
+    def catch_up(self) -> None:
+        """Before the first step, or after a resume: the row of the step we stand at may be due."""
+        job = self.job
+        if job.records:
+            job.counters = Counters()
+            for row in job.records:
+                size = len(self.order.batch(row.step))
+                job.counters.add(len(row.losses), size, row.coefficients)
+        if job.learner.calibrate:
+            prompts = job.splits["train"][: job.learner.calibrate]
+            self.bias = calibration(job.scorer, prompts, job.settings["eval_batch_size"])
+        last = job.records[-1] if job.records else None
+        self._row_if_due(last.losses if last else None, last.coefficients if last else None)
+
+    def take_step(self) -> None:
+        """One step: batch, losses, update, journal, and a row if one is due."""
+        job, learner = self.job, self.job.learner
+        step = self.step + 1
+        begin = time.perf_counter()
+        self._set_lr(step)
+        closure = self._closure(self.order.batch(step))
+        learner.step(closure)
+        record = learner.last
+        if job.journal is not None:
+            job.claim.check()
+            job.journal.append(record)
+        job.counters.add(record.num_forwards, closure.num_examples, record.coefficients)
+        seconds = time.perf_counter() - begin
+        self.train_seconds += seconds
+        self._since["steps"] += 1
+        self._since["seconds"] += seconds
+        self._since["forward"] += closure.seconds
+        job.progress.step(step, record.loss, record.num_forwards)
+        self._beat(record.loss)
+        if job.counters.nonfinite_in_a_row >= job.settings["max_nonfinite"]:
+            raise UserError(
+                f"train.max_nonfinite = {job.settings['max_nonfinite']}: that many losses in a row "
+                f"were not finite, the last at step {step}; try a lower optimizer.lr"
+            )
+        self._row_if_due(record.losses, record.coefficients)
+        self._checkpoint_if_due()
+
+    def finish(self) -> dict[str, Any]:
+        """The outcome, once the last row is written."""
+        job = self.job
+        row = job.metrics.rows[self.total]
+        best_step = row["test/step"]
+        best_row = job.metrics.rows[best_step]
+        keys = [k for k in row if k.startswith(("dev/", "test/")) and k != "test/step"]
+        return {
+            "weights_hash": self.final_hash,
+            "steps": self.total,
+            "forwards_total": job.counters.forwards,
+            "train_seconds": self.train_seconds,
+            "peak_bytes": peak_bytes(job.scorer.device),
+            "nonfinite_total": job.counters.nonfinite,
+            "best": {
+                "step": best_step,
+                **{k: best_row[k] for k in keys if k.startswith("dev/")},
+                **{k: row[k] for k in keys if k.startswith("test/")},
+            },
+            "final": {k: row[k] for k in keys if k.startswith("dev/")},
+        }
+
+    # -- rows ------------------------------------------------------------------------------------
+
+    def _row_if_due(
+        self, losses: Sequence[float] | None, coefficients: Sequence[float] | None
+    ) -> None:
+        step, settings = self.step, self.job.settings
+        last = step == self.total
+        evaluated = step % settings["eval_every"] == 0 or last
+        if not (evaluated or step % settings["log_every"] == 0):
+            return
+        known = self.job.metrics.rows.get(step)
+        if last:
+            self.job.learner.flush()
+            self.final_hash = weights_hash(self.job.scorer.model)
+        if known is None:
+            row: dict[str, Any] = {"step": step, **self._sums()}
+            if losses is not None:
+                row |= self._training(losses, coefficients)
+            if evaluated:
+                self.job.learner.flush()
+                row |= self._evaluate("dev")
+        else:
+            row = known
+        if evaluated and self._consider(row) and self.job.learner.trains:
+            self.job.checkpoints.save_best(self.job.scorer.model, step)
+        if known is not None:
+            return
+        if last:
+            row |= self._test()
+        row |= self._measured()
+        self.job.claim.check()
+        self.job.metrics.write(row)
+        if evaluated:
+            self.job.progress.evaluated(step, row)
+
+    def _sums(self) -> dict[str, Any]:
+        counters, step = self.job.counters, self.step
+        out: dict[str, Any] = {
+            "forwards_total": counters.forwards,
+            "examples_total": counters.examples,
+        }
+        if self.job.learner.journaled:
+            out["zo/zero_share"] = counters.zero_steps / step if step else 0.0
+            out["zo/nonfinite_total"] = counters.nonfinite
+        return out
+
+    def _training(
+        self, losses: Sequence[float], coefficients: Sequence[float] | None
+    ) -> dict[str, float]:
+        out = {"train/loss": sum(losses) / len(losses), "train/lr": self._lr(self.step)}
+        if self.job.learner.journaled:
+            out["train/loss_plus"], out["train/loss_minus"] = losses[0], losses[1]
+            out["zo/projected_grad"] = coefficients[0] if coefficients else float("nan")
+        return out
+
+    def _measured(self) -> dict[str, Any]:
+        since, device = self._since, self.job.scorer.device
+        out: dict[str, Any] = {
+            "train_seconds": self.train_seconds,
+            "gpu_seconds": self.train_seconds if device.type == "cuda" else 0.0,
+            "perf/peak_bytes": peak_bytes(device),
+            "time": time.time(),
+            "attempt": self.job.attempt,
+        }
+        if since["steps"]:
+            out["perf/step_seconds"] = since["seconds"] / since["steps"]
+            out["perf/forward_seconds"] = since["forward"] / since["steps"]
+        self._since = {"steps": 0, "seconds": 0.0, "forward": 0.0}
+        return out
+
+    def _evaluate(self, split: str) -> dict[str, float]:
+        size = self.job.settings["eval_batch_size"]
+        return evaluate(self.job.scorer, self.job.splits[split], size, self.bias).row(split)
+
+    def _test(self) -> dict[str, float]:
+        """Test is read once, at the best dev point; the model then holds those weights."""
+        best_step = self.best[1]
+        if best_step != self.total:
+            weights = self.job.checkpoints.load_best(best_step)
+            if weights is None:
+                raise RuntimeError(f"the weights of the best step {best_step} are gone")
+            copy_into(self.job.scorer.model, weights)
+        return {**self._evaluate("test"), "test/step": best_step}
+
+    def _consider(self, row: dict[str, Any]) -> bool:
+        """Whether a row is the best dev point so far; earlier wins a tie."""
+        by = self.job.settings["select_by"]
+        if f"dev/{by}" not in row:
+            return False
+        score = row[f"dev/{by}"] * (1.0 if by == "loss" else -1.0)
+        better = self.best is None or score < self.best[0]
+        if better:
+            self.best = (score, row["step"])
+        return better
+
+    # -- helpers ---------------------------------------------------------------------------------
+
+    def _closure(self, indices: Sequence[int]) -> BatchLoss:
+        job = self.job
+        examples = [job.splits["train"][i] for i in indices]
+        size = job.settings["micro_batch_size"] or len(examples)
+        parts = [examples[i : i + size] for i in range(0, len(examples), size)]
+        scorer = job.scorer
+        return BatchLoss(scorer, [collate(p, scorer.pad_id, scorer.device) for p in parts])
+
+    def _factor(self, step: int) -> float:
+        """Linear decay as transformers counts it: the last step still moves."""
+        if self.job.settings["lr_schedule"] == "linear":
+            return 1.0 - (step - 1) / self.total
+        return 1.0
+
+    def _lr(self, step: int) -> float:
+        return self.base_lr[0] * self._factor(step)
+
+    def _set_lr(self, step: int) -> None:
+        for base, group in zip(self.base_lr, self.job.learner.param_groups, strict=True):
+            group["lr"] = base * self._factor(step)
+
+    def _beat(self, loss: float) -> None:
+        step, progress = self.step, self.job.progress
+        self.job.claim.beat(
+            {
+                "step": step,
+                "steps": self.total,
+                "loss": loss,
+                "forwards_per_second": progress.rate(),
+                "eta_seconds": progress.eta(step),
+                "rss_bytes": peak_bytes(torch.device("cpu")),
+            }
+        )
+
+    def _checkpoint_if_due(self) -> None:
+        minutes = self.job.settings["checkpoint_minutes"]
+        if time.monotonic() - self._saved < 60 * minutes or self.step >= self.total:
+            return
+        self.job.learner.flush()
+        self.job.claim.check()
+        extra = {"step": self.step, "counters": asdict(self.job.counters)}
+        self.job.checkpoints.save(self.job.scorer.model, self.job.learner.tensors(), extra)
+        self._saved = time.monotonic()
+
+
+def peak_bytes(device: torch.device) -> int:
+    """Peak memory so far: of the CUDA allocator, or resident size of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -13,6 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from zolab.optim import native
 from zolab.optim.rounding import stochastic_round
 
 #: Elements per chunk: a multiple of every noise's block, small enough to stay in cache.
@@ -39,8 +40,16 @@ class Term:
 class ZSource(Protocol):
     """Where a sweep finds z: fresh from Philox, or kept from an earlier sweep of the step."""
 
+    #: Name of the elementwise noise that z is, for faster backends; None for anything else.
+    kind: str | None
+
     def z(self, pid: int, seed: int, offset: int, count: int, device: torch.device) -> Tensor:
         """Elements `offset` to `offset + count` of a direction: float32 (count,); read only."""
+
+    def stored(
+        self, pid: int, seed: int, offset: int, count: int, device: torch.device
+    ) -> Tensor | None:
+        """The same elements if the source keeps them, None if they are made when needed."""
 
 
 def sweep_(
@@ -59,6 +68,10 @@ def sweep_(
         source: supplies z.
         mask: bool, same number of elements; False elements do not change by a single bit.
     """
+    if native.handles(source.kind, weight):
+        kept = _stored(source, pid, [t.seed for t in terms if t.a != 0.0], weight)
+        native.sweep(source.kind, weight, pid, terms, mask, kept=kept)
+        return
     flat = weight.view(-1)
     keep = None if mask is None else mask.view(-1)
     for start in range(0, flat.numel(), CHUNK):
@@ -84,22 +97,53 @@ def apply_term_(
 
 
 def pair(
-    weight: Tensor, z: Tensor, eps: float, mask: Tensor | None = None
+    weight: Tensor,
+    pid: int,
+    seed: int,
+    eps: float,
+    source: ZSource,
+    mask: Tensor | None = None,
+    offset: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Both perturbed copies from one read: W + eps z and W - eps z, same shape and dtype as W.
 
     Args:
-        weight: (any shape), not modified.
-        z: float32, as many elements as `weight`.
-        mask: bool, as many elements; False elements are copied unchanged.
+        weight: any shape, contiguous, not modified.
+        pid: parameter id.
+        seed: direction.
+        eps: perturbation scale.
+        source: supplies z.
+        mask: bool, as many elements; where False, 0 is added.
+        offset: index of the first element within the parameter, for blocks of rows.
     """
-    wide = _wide(weight)
+    if native.handles(source.kind, weight):
+        plus, minus = torch.empty_like(weight), torch.empty_like(weight)
+        kept = source.stored(pid, seed, offset, weight.numel(), weight.device)
+        native.pair(
+            source.kind, weight, pid, seed, eps, mask, plus, minus, offset=offset, kept=kept
+        )
+        return plus, minus
+    z = source.z(pid, seed, offset, weight.numel(), weight.device)
     step = z.view(weight.shape) * eps
     if weight.dtype == torch.float64:
-        step = step.to(torch.float64)
+        step = z.view(weight.shape).to(torch.float64) * eps
     if mask is not None:
         step.masked_fill_(~mask.view(weight.shape), 0.0)
+    wide = _wide(weight)
     return (wide + step).to(weight.dtype), (wide - step).to(weight.dtype)
+
+
+def _stored(
+    source: ZSource, pid: int, seeds: Sequence[int], weight: Tensor
+) -> dict[int, Tensor] | None:
+    """What the source keeps of these seeds; None if that is not all of them."""
+    out = {}
+    for seed in seeds:
+        z = source.stored(pid, seed, 0, weight.numel(), weight.device)
+        if z is None:
+            return None
+        out[seed] = z
+    return out
 
 
 def _wide(tensor: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from zolab.optim import native
 from zolab.optim.noise import make_noise
 
 
@@ -13,16 +14,25 @@ class Direction:
 
     Attributes:
         noise: the elementwise noise behind it.
+        kind: its name when z is that noise itself, so that faster backends may make it; None when
+            z is something else, such as a product of factors.
     """
 
     def __init__(self, noise: str) -> None:
         self.noise = make_noise(noise)
+        self.kind: str | None = noise
 
     def z(self, pid: int, seed: int, offset: int, count: int, device: torch.device) -> Tensor:
         """Elements `offset` to `offset + count` of one parameter's z: float32 (count,)."""
         out = torch.empty(count, dtype=torch.float32, device=device)
         self.noise.fill(out, seed, pid, offset)
         return out
+
+    def stored(
+        self, pid: int, seed: int, offset: int, count: int, device: torch.device
+    ) -> Tensor | None:
+        """Nothing is kept: z is made when it is needed."""
+        return None
 
     def rows(self, pid: int, seed: int, index: Tensor, width: int) -> Tensor:
         """Rows `index` (int64) of a (rows, width) parameter's z: float32 (len(index), width)."""
@@ -69,6 +79,7 @@ class Kept:
 
     def __init__(self, direction: Direction, sizes: dict[int, int], seeds: int = 2) -> None:
         self.direction = direction
+        self.kind = direction.kind
         self._sizes = sizes
         self._seeds = seeds
         self._store: dict[int, dict[int, Tensor]] = {}
@@ -76,6 +87,8 @@ class Kept:
 
     def z(self, pid: int, seed: int, offset: int, count: int, device: torch.device) -> Tensor:
         return self._direction(seed, device)[pid][offset : offset + count]
+
+    stored = z
 
     def rows(self, pid: int, seed: int, index: Tensor, width: int) -> Tensor:
         return self._direction(seed, index.device)[pid].view(-1, width)[index]
@@ -90,6 +103,11 @@ class Kept:
 
     def _draw(self, seed: int, device: torch.device) -> dict[int, Tensor]:
         noise = self.direction.noise
+        if device.type == "cpu" and native.available():
+            return {
+                pid: self.direction.z(pid, seed, 0, size, device)
+                for pid, size in self._sizes.items()
+            }
         per = noise.per_block
         if self._plan is None:
             blocks = {pid: (size - 1) // per + 1 for pid, size in self._sizes.items()}

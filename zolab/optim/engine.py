@@ -102,18 +102,24 @@ class Engine:
         chosen = mask if isinstance(mask, Tensor) else None
         sweep_(info.data, info.pid, terms, self.source, chosen)
 
-    def z(self, info: ParamInfo, seed: int) -> Tensor:
-        """The whole z of one parameter: float32, its shape; not to be changed."""
-        flat = self.source.z(info.pid, seed, 0, info.numel, info.data.device)
-        return flat.view(info.data.shape)
-
     def pair(self, info: ParamInfo, weight: Tensor, seed: int, eps: float) -> tuple[Tensor, Tensor]:
         """W + eps z and W - eps z of one parameter, from its clean weights."""
-        mask = self.mask_of(info, weight)
+        return self.pair_rows(info, weight, seed, eps, self.mask_of(info, weight), 0)
+
+    def pair_rows(
+        self,
+        info: ParamInfo,
+        rows: Tensor,
+        seed: int,
+        eps: float,
+        mask: Tensor | bool,
+        offset: int,
+    ) -> tuple[Tensor, Tensor]:
+        """The same for a block of its rows that begins at element `offset`; mask of the block."""
         if mask is False:
-            return weight, weight
+            return rows, rows
         chosen = mask if isinstance(mask, Tensor) else None
-        return pair(weight, self.z(info, seed), eps, chosen)
+        return pair(rows, info.pid, seed, eps, self.source, chosen, offset)
 
 
 def half_precision(tensor: Tensor) -> bool:

@@ -13,6 +13,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from zolab.optim import native
 from zolab.optim.philox import CHUNK, Stream, philox
 
 # ln(1 + m) / m^3 on [sqrt(1/2) - 1, sqrt(2) - 1], highest power first, and ln 2 in two parts.
@@ -48,6 +49,9 @@ class Noise(ABC):
         self, out: Tensor, seed: int, pid: int, offset: int = 0, stream: int = Stream.Z
     ) -> None:
         """Write elements `offset` ... of z into `out`, float32 (n,), contiguous."""
+        if native.handles(self.kind, out):
+            native.fill(self.kind, out, seed, pid, offset, stream)
+            return
         step = CHUNK * self.per_block
         for start in range(0, out.numel(), step):
             part = out[start : start + step]
@@ -62,6 +66,8 @@ class Noise(ABC):
         self, index: Tensor, width: int, seed: int, pid: int, stream: int = Stream.Z
     ) -> Tensor:
         """Rows of z of a (rows, width) parameter: float32 (len(index), width); index int64."""
+        if index.device.type == "cpu" and native.available():
+            return native.rows(self.kind, index, width, seed, pid, stream)
         per_row = (width - 1) // self.per_block + 2  # a row may start inside a block
         begin = index * width
         first = begin // self.per_block

@@ -66,7 +66,7 @@ def available() -> bool:
     return _loaded is not None
 
 
-def handles(kind: str, tensor: Tensor) -> bool:
+def handles(kind: str | None, tensor: Tensor) -> bool:
     """Whether the kernels can work on this tensor: a noise they know, contiguous, CPU, a dtype of
     weights, and no subclass that intercepts operations. Builds on the first call that asks."""
     return (

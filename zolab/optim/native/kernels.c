@@ -251,8 +251,12 @@ void zo_pair(
         if (dtype == FLOAT64) {
             const double *w = (const double *)weight + at;
             double *p = (double *)plus + at, *m = (double *)minus + at;
-            for (int i = 0; i < n; i++) p[i] = w[i] + (double)step[i];
-            for (int i = 0; i < n; i++) m[i] = w[i] - (double)step[i];
+            /* Wide weights take the product in float64 as well. */
+            for (int i = 0; i < n; i++) {
+                const double move = mask == NULL || mask[at + i] ? (double)z[i] * eps : 0.0;
+                p[i] = w[i] + move;
+                m[i] = w[i] - move;
+            }
         } else if (dtype == FLOAT32) {
             const float *w = (const float *)weight + at;
             float *p = (float *)plus + at, *m = (float *)minus + at;

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zolab.optim.backend import pair
 from zolab.optim.engine import Engine
 from zolab.optim.parameters import ParamInfo
 
@@ -215,11 +214,9 @@ class ModuleWise:
         eps = self.eps[info.group]
         for start in range(0, weight.shape[0], at_once):
             rows = weight[start : start + at_once]
-            z = self.engine.source.z(
-                info.pid, self.seed, start * weight.shape[1], rows.numel(), rows.device
-            ).view(rows.shape)
-            chosen = mask[start : start + at_once] if isinstance(mask, Tensor) else None
-            both = pair(rows, z, eps, chosen) if mask is not False else (rows, rows)
+            chosen = mask[start : start + at_once] if isinstance(mask, Tensor) else mask
+            offset = start * weight.shape[1]
+            both = self.engine.pair_rows(info, rows, self.seed, eps, chosen, offset)
             for (x_half, out_half), perturbed in zip(halves, both, strict=True):
                 out_half[..., start : start + at_once] = F.linear(x_half, perturbed)
         if module.bias is not None:

@@ -36,6 +36,13 @@ class CleanWeights(Placement):
             stochastic = half_precision(info.data)
             self.rule.apply_(self.engine, info, update, mask, stochastic)
 
+    def _one(self, seed: int, scale: float, eps: Sequence[float], closure: Closure) -> float:
+        """Loss at theta + scale * eps * z; scale 0 is the model as it is."""
+        if scale == 0.0:
+            return float(closure(1)[0])
+        with self.modules.evaluating(seed, [scale * e for e in eps], 1.0):
+            return float(closure(1)[0])
+
 
 class Paired(CleanWeights):
     """One forward over `[x; x]`: the first half of the rows sees W + eps z, the second W - eps z.
@@ -57,7 +64,8 @@ class Paired(CleanWeights):
         out: list[float] = []
         for probe in probes:
             if probe.scales != (1.0, -1.0):
-                raise ValueError("placement paired evaluates +eps and -eps of a probe together")
+                out.extend(self._one(probe.seed, s, eps, closure) for s in probe.scales)
+                continue
             with self.modules.evaluating(probe.seed, eps, None):
                 out.extend(float(loss) for loss in closure(2))
         return out

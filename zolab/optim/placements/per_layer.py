@@ -20,10 +20,6 @@ class PerLayer(CleanWeights):
     def losses(
         self, probes: Sequence[Probe], eps: Sequence[float], closure: Closure
     ) -> list[float]:
-        out: list[float] = []
-        for probe in probes:
-            for scale in probe.scales:
-                scaled = [scale * e for e in eps]
-                with self.modules.evaluating(probe.seed, scaled, 1.0):
-                    out.append(float(closure(1)[0]))
-        return out
+        return [
+            self._one(probe.seed, scale, eps, closure) for probe in probes for scale in probe.scales
+        ]

@@ -1,0 +1,49 @@
+"""The command `report`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from analysis import DEFAULT_BASELINE, SOURCES
+
+
+def report(argv: Sequence[str]) -> int:
+    """Run `report RUNS --out DIR [--source local|wandb] [--baseline NAME]`.
+
+    Args:
+        argv: the words behind the verb.
+
+    Returns:
+        0 when the report was written.
+
+    Raises:
+        UserError: see `analysis.report.build`.
+        SystemExit: by argparse, with status 2 for wrong words and 0 for --help.
+    """
+    parser = argparse.ArgumentParser(
+        prog="zolab report",
+        description="Convergence, speedup, time and memory tables from the logs of finished runs.",
+    )
+    parser.add_argument("runs", metavar="RUNS", type=Path, help="folder of run folders")
+    parser.add_argument(
+        "--out", metavar="DIR", type=Path, required=True, help="where the report goes"
+    )
+    parser.add_argument(
+        "--source",
+        choices=SOURCES,
+        default=SOURCES[0],
+        help="read run folders, or the offline .wandb files alone (default: local)",
+    )
+    parser.add_argument(
+        "--baseline",
+        metavar="NAME",
+        help=f"method to compare with, as named in the tables (default: {DEFAULT_BASELINE})",
+    )
+    args = parser.parse_args(argv)
+    # Behind the parser, so that --help does not wait for polars and plotly.
+    from analysis.report import build
+
+    print(build(args.runs, args.out, source=args.source, baseline=args.baseline).text, end="")
+    return 0

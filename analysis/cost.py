@@ -1,0 +1,87 @@
+"""Time per step and peak memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from analysis import stats
+from analysis.methods import Group, Method
+from analysis.stats import Array
+from analysis.tables import Table
+
+COLUMNS = (
+    "model", "task", "method", "num_runs", "step_seconds", "step_seconds_sd", "forward_share",
+    "train_seconds", "peak_bytes", "run_ids",
+)  # fmt: skip
+_MIB = 1 << 20
+
+
+def _perf(method: Method, name: str) -> Array:
+    """Shape (k,): a run's measure, for the k finished runs that logged it."""
+    return np.array([curve.perf[name] for curve in method.done if name in curve.perf])
+
+
+def csv_rows(groups: Sequence[Group]) -> list[dict[str, Any]]:
+    """One record per model, task and method (see `COLUMNS`).
+
+    `step_seconds` is the mean over runs of each run's median step, `forward_share` the share of it
+    spent in forward passes, `train_seconds` the mean over runs, `peak_bytes` the largest of all
+    runs. NaN where nothing was logged.
+    """
+    rows = []
+    for group in groups:
+        for method in group.methods:
+            step, peak = _perf(method, "step_seconds"), _perf(method, "peak_bytes")
+            rows.append(
+                {
+                    "model": group.model,
+                    "task": group.task,
+                    "method": method.label,
+                    "num_runs": len(method.done),
+                    "step_seconds": stats.mean(step),
+                    "step_seconds_sd": stats.sd(step),
+                    "forward_share": stats.mean(_perf(method, "forward_share")),
+                    "train_seconds": stats.mean(_perf(method, "train_seconds")),
+                    "peak_bytes": float(peak.max()) if peak.size else float("nan"),
+                    "run_ids": " ".join(curve.run_id for curve in method.done),
+                }
+            )
+    return rows
+
+
+def cost_table(group: Group) -> Table:
+    """Time per step, share of the forwards in it, training time and peak memory."""
+    base = group.baseline
+    own = stats.mean(_perf(base, "step_seconds")) if base is not None else float("nan")
+    relative = bool(np.isfinite(own)) and own > 0
+    headers = ["method", "ms per step", "in forwards", "training, s", "peak MiB"]
+    if relative and base is not None:
+        headers.insert(2, f"of {base.label}'s")
+    rows = []
+    for record in csv_rows([group]):
+        step = record["step_seconds"]
+        sd = record["step_seconds_sd"]
+        cells = [
+            record["method"],
+            _or_dash(step * 1e3, ".1f") + (f" ± {sd * 1e3:.1f}" if np.isfinite(sd) else ""),
+            _or_dash(record["forward_share"], ".0%"),
+            _or_dash(record["train_seconds"], ",.1f"),
+            _or_dash(record["peak_bytes"] / _MIB, ",.0f"),
+        ]
+        if relative:
+            cells.insert(2, _or_dash(step / own, ".2f"))
+        rows.append(cells)
+    notes = [
+        "Step: median over a run's log rows, then mean ± standard deviation over seeds. “in "
+        "forwards”: the share of a step spent in forward passes. Peak: largest over the runs, of "
+        "the whole process on CPU, of the allocator on CUDA. All as measured on the machine at "
+        "the time."
+    ]
+    return Table("Time and memory", headers, rows, notes)
+
+
+def _or_dash(value: float, form: str) -> str:
+    return format(value, form) if np.isfinite(value) else "–"

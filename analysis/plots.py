@@ -1,0 +1,271 @@
+"""Interactive figures (plotly) and the static one for papers and READMEs (matplotlib).
+
+Everything drawn is a function of the logs: no ids, times or random numbers enter a figure.
+"""
+
+from __future__ import annotations
+
+import html
+import io
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+
+from analysis import stats
+from analysis.convergence import final_values, mean_curve
+from analysis.methods import Group, Method
+from analysis.speedup import AXES, compare, target_level
+from analysis.tables import metric_name, scale
+from zolab.tracking.schema import BACKPROP_FORWARDS
+
+#: Okabe and Ito's colours, which colour-blind readers can tell apart, without black and yellow:
+#: these are readable on white and on dark ground.
+_PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6BB1", "#8C564B")
+_CONSTANTS = ("#8a8f98", "#5f6772", "#a3a9b3")
+_DASHES = ("dash", "dot", "dashdot")
+_AXIS_TITLES = {
+    "forwards_total": "forward passes",
+    "step": "steps",
+    "train_seconds": "training seconds",
+}
+
+
+def colours(groups: Sequence[Group]) -> dict[str, str]:
+    """One colour per method label, the same in every figure of a report."""
+    labels = dict.fromkeys(method.label for group in groups for method in group.trained)
+    chosen = {label: _PALETTE[i % len(_PALETTE)] for i, label in enumerate(labels)}
+    flat = dict.fromkeys(m.label for g in groups for m in g.methods if m.zero_shot)
+    return chosen | {label: _CONSTANTS[i % len(_CONSTANTS)] for i, label in enumerate(flat)}
+
+
+def convergence_figures(group: Group, colour: dict[str, str]) -> list[tuple[str, go.Figure]]:
+    """Dev metric over each axis that was logged, as (name of the axis, figure).
+
+    Lines are means over seeds, bands one standard deviation to each side; methods without training
+    are dashed horizontal lines.
+    """
+    figures = []
+    for axis, title in _AXIS_TITLES.items():
+        figure = _convergence(group, colour, axis)
+        if figure is not None:
+            figures.append((title, figure))
+    return figures
+
+
+def _convergence(group: Group, colour: dict[str, str], axis: str) -> go.Figure | None:
+    key, factor = f"dev/{group.metric}", scale(group.metric)
+    data: list[Any] = []
+    longest = 0.0
+    for method in group.trained:
+        cost, centre, spread = mean_curve(method, key, axis)
+        if not cost.size:
+            continue
+        longest = max(longest, float(cost[-1]))
+        centre, spread = centre * factor, spread * factor
+        name, ink = html.escape(method.label, quote=False), colour[method.label]
+        if len(method.done) > 1:
+            edge = np.concatenate([centre + spread, (centre - spread)[::-1]])
+            data.append(
+                go.Scatter(
+                    x=[*cost.tolist(), *cost[::-1].tolist()],
+                    y=_finite(edge),
+                    fill="toself",
+                    fillcolor=_translucent(ink),
+                    line={"width": 0},
+                    mode="lines",
+                    hoverinfo="skip",
+                    legendgroup=name,
+                    showlegend=False,
+                )
+            )
+        data.append(
+            go.Scatter(
+                x=cost.tolist(),
+                y=_finite(centre),
+                customdata=_finite(spread),
+                name=name,
+                legendgroup=name,
+                mode="lines+markers",
+                line={"color": ink, "width": 2.5},
+                marker={"size": 5},
+                hovertemplate="%{y:.2f} ± %{customdata:.2f} at %{x:,.6~g}",
+            )
+        )
+    if not data:
+        return None
+    for i, method in enumerate(m for m in group.methods if m.zero_shot):
+        height = stats.mean(final_values(method, key)) * factor
+        if math.isfinite(height):
+            data.append(
+                go.Scatter(
+                    x=[0.0, longest],
+                    y=[height, height],
+                    name=html.escape(method.label, quote=False),
+                    mode="lines",
+                    line={
+                        "color": colour[method.label],
+                        "width": 2,
+                        "dash": _DASHES[i % len(_DASHES)],
+                    },
+                    hovertemplate="%{y:.2f}",
+                )
+            )
+    layout = _layout(_AXIS_TITLES[axis], f"dev {metric_name(group.metric)}")
+    layout["hovermode"] = "closest"
+    return go.Figure(data, layout)
+
+
+def speedup_figure(group: Group, colour: dict[str, str]) -> go.Figure | None:
+    """Bars of the median speedup per method and axis; a miss is an empty place with its name."""
+    target = target_level(group)
+    if target is None or group.baseline is None:
+        return None
+    methods = [method for method in group.trained if method is not group.baseline]
+    axes = [axis for axis in AXES if compare(group, group.baseline, axis, target) is not None]
+    if not methods or not axes:
+        return None
+    data = []
+    for method in methods:
+        heights, words = [], []
+        for axis in axes:
+            result = compare(group, method, axis, target)
+            known = result is not None and math.isfinite(result.ratio) and result.ratio > 0
+            heights.append(result.ratio if known and result is not None else 0.0)
+            words.append(_bar_text(result))
+        data.append(
+            go.Bar(
+                x=[AXES[axis] for axis in axes],
+                y=heights,
+                text=words,
+                textposition="outside",
+                name=html.escape(method.label, quote=False),
+                marker={"color": colour[method.label]},
+                hovertemplate="%{x}: %{text}",
+                cliponaxis=False,
+            )
+        )
+    base = html.escape(group.baseline.label, quote=False)
+    layout = _layout("", f"speedup over {base}")
+    layout["barmode"] = "group"
+    layout["uniformtext"] = {"minsize": 8, "mode": "hide"}
+    layout["yaxis"]["rangemode"] = "tozero"
+    layout["shapes"] = [
+        {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": 1, "y1": 1,
+         "line": {"dash": "dot", "width": 1.5, "color": "#8a8f98"}}
+    ]  # fmt: skip
+    return go.Figure(data, layout)
+
+
+def _bar_text(result: stats.Speedup | None) -> str:
+    if result is None:
+        return "not logged"
+    if math.isinf(result.median):
+        return "not reached"
+    if not math.isfinite(result.ratio):
+        return "at the start"
+    return f"{'≥ ' if result.lower_bound else ''}{result.ratio:.2f}×"
+
+
+def _finite(values: np.ndarray) -> list[float | None]:
+    """Numbers for JSON: a NaN becomes null, which plotly draws as a gap."""
+    return [float(value) if math.isfinite(value) else None for value in values]
+
+
+def _translucent(ink: str) -> str:
+    red, green, blue = (int(ink[i : i + 2], 16) for i in (1, 3, 5))
+    return f"rgba({red},{green},{blue},0.15)"
+
+
+def _layout(x_title: str, y_title: str) -> dict[str, Any]:
+    """Layout without colours of text and ground: the page sets those by its light or dark mode."""
+    return {
+        "template": "none",
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "margin": {"l": 56, "r": 12, "t": 16, "b": 48},
+        "xaxis": {"title": {"text": x_title}, "zeroline": False},
+        "yaxis": {"title": {"text": y_title}, "zeroline": False},
+        "legend": {"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom", "x": 0},
+        "height": 440,
+    }
+
+
+def static_figures(groups: Sequence[Group], colour: dict[str, str]) -> dict[str, bytes]:
+    """`convergence.svg` and `convergence.png`: dev metric over forwards, one panel per group.
+
+    Returns:
+        File name to content; empty when matplotlib is not installed or nothing was trained.
+    """
+    try:
+        import matplotlib
+        from matplotlib.figure import Figure
+    except ImportError:
+        return {}
+    shown = [group for group in groups if group.trained]
+    if not shown:
+        return {}
+    columns = min(len(shown), 3)
+    lines = -(-len(shown) // columns)
+    # A fixed salt and no date make the SVG the same bytes every time.
+    style = {"svg.hashsalt": "zolab", "font.family": "DejaVu Sans", "font.size": 9}
+    with matplotlib.rc_context({**matplotlib.rcParamsDefault, "backend": "agg", **style}):
+        size = (max(7.2, 4.6 * columns), 4.2 * lines)
+        figure = Figure(figsize=size, layout="constrained", facecolor="white")
+        panels = figure.subplots(lines, columns, squeeze=False).ravel()
+        for panel, group in zip(panels, shown, strict=False):
+            _panel(panel, group, colour)
+        for panel in panels[len(shown) :]:
+            panel.set_axis_off()
+        # One legend for all panels, below them: inside a panel it would cover a line.
+        handles = {
+            text: handle
+            for panel in panels
+            for handle, text in zip(*panel.get_legend_handles_labels(), strict=True)
+        }
+        figure.legend(
+            list(handles.values()), list(handles), loc="outside lower center", ncols=2 + columns,
+            frameon=False, fontsize=8,
+        )  # fmt: skip
+        files = {}
+        for kind, options in (("svg", {}), ("png", {"dpi": 160})):
+            buffer = io.BytesIO()
+            metadata = {"Date": None} if kind == "svg" else {"Software": None}
+            figure.savefig(buffer, format=kind, metadata=metadata, **options)
+            files[f"convergence.{kind}"] = buffer.getvalue()
+    return files
+
+
+def _panel(panel: Any, group: Group, colour: dict[str, str]) -> None:
+    """One matplotlib panel: lines with bands, constants dashed, legend below."""
+    key, factor = f"dev/{group.metric}", scale(group.metric)
+    axis = "forwards_total"
+    for method in group.trained:
+        cost, centre, spread = mean_curve(method, key, axis)
+        if not cost.size:
+            continue
+        ink = colour[method.label]
+        low, high = (centre - spread) * factor, (centre + spread) * factor
+        panel.fill_between(cost, low, high, color=ink, alpha=0.15, linewidth=0)
+        panel.plot(cost, centre * factor, color=ink, marker="o", markersize=3, label=_tex(method))
+    for i, method in enumerate(m for m in group.methods if m.zero_shot):
+        height = stats.mean(final_values(method, key)) * factor
+        style = ("--", ":", "-.")[i % 3]
+        panel.axhline(height, color=colour[method.label], linestyle=style, label=_tex(method))
+    panel.set_xlabel(f"{_AXIS_TITLES[axis]} (a back-propagation step counts {BACKPROP_FORWARDS})")
+    panel.set_ylabel(f"dev {metric_name(group.metric)}")
+    panel.set_title(_escape(f"{group.model} on {group.task}"), fontsize=10)
+    panel.spines[["top", "right"]].set_visible(False)
+    panel.grid(alpha=0.25)
+
+
+def _tex(method: Method) -> str:
+    return _escape(method.label)
+
+
+def _escape(text: str) -> str:
+    """Text that matplotlib neither reads as a formula nor, for a leading `_`, hides."""
+    text = text.replace("$", r"\$")
+    return f" {text}" if text.startswith("_") else text

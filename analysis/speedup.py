@@ -1,0 +1,162 @@
+"""How much sooner than the baseline a method reaches the baseline's final level."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from analysis import stats
+from analysis.convergence import final_values
+from analysis.methods import Curve, Group, Method
+from analysis.tables import FORWARDS_NOTE, Table, count, level, unit
+
+COLUMNS = (
+    "model", "task", "baseline", "key", "target", "method", "lr", "axis", "num_runs", "reached",
+    "unfinished", "median_to_target", "baseline_median", "speedup", "lower_bound", "run_ids",
+)  # fmt: skip
+#: Axis of a run's cost to its heading.
+AXES = {"step": "steps", "forwards_total": "forwards", "train_seconds": "seconds"}
+
+
+def target_level(group: Group) -> float | None:
+    """The level to reach: mean over the baseline's seeds of the dev metric at the last evaluation.
+
+    None without a baseline, or when it did not end at a finite level.
+    """
+    if group.baseline is None:
+        return None
+    target = stats.mean(final_values(group.baseline, f"dev/{group.metric}"))
+    return target if math.isfinite(target) else None
+
+
+def times_to_target(group: Group, method: Method, axis: str, target: float) -> list[float]:
+    """Cost at which each run first reached the target, infinity for a miss.
+
+    A run that began and has no final row is a miss whatever it had reached: leaving it out would
+    let a method gain by failing.
+    """
+    key = f"dev/{group.metric}"
+    times = [
+        stats.time_to_target(
+            curve.costs[axis], curve.dev[key], target, higher_is_better=group.higher_is_better
+        )
+        for curve in _usable(method, key, axis)
+    ]
+    return times + [math.inf] * len(method.unfinished)
+
+
+def _usable(method: Method, key: str, axis: str) -> list[Curve]:
+    return [curve for curve in method.done if key in curve.dev and axis in curve.costs]
+
+
+def compare(group: Group, method: Method, axis: str, target: float) -> stats.Speedup | None:
+    """One method against the baseline on one axis; None when the axis was not logged."""
+    base, key = group.baseline, f"dev/{group.metric}"
+    if base is None or not _usable(method, key, axis) or not _usable(base, key, axis):
+        return None
+    budget = float(np.mean([curve.costs[axis][-1] for curve in _usable(base, key, axis)]))
+    return stats.speedup(
+        times_to_target(group, method, axis, target),
+        times_to_target(group, base, axis, target),
+        budget,
+    )
+
+
+def csv_rows(groups: Sequence[Group]) -> list[dict[str, Any]]:
+    """One record per model, task, method that trains, and axis (see `COLUMNS`).
+
+    `median_to_target` and `baseline_median` are infinite when half or more of the runs missed.
+    `speedup` is baseline median / method median; 0 for a method that missed. When the baseline
+    itself missed, its whole budget stands in, and `lower_bound` is true.
+    """
+    rows = []
+    for group in groups:
+        target, base = target_level(group), group.baseline
+        if target is None or base is None:
+            continue
+        for method in group.trained:
+            for axis in AXES:
+                result = compare(group, method, axis, target)
+                own = compare(group, base, axis, target)
+                if result is None or own is None:
+                    continue
+                rows.append(
+                    {
+                        "model": group.model,
+                        "task": group.task,
+                        "baseline": base.label,
+                        "key": f"dev/{group.metric}",
+                        "target": target,
+                        "method": method.label,
+                        "lr": method.lr,
+                        "axis": axis,
+                        "num_runs": result.num_runs,
+                        "reached": result.reached,
+                        "unfinished": len(method.unfinished),
+                        "median_to_target": result.median,
+                        "baseline_median": own.median,
+                        "speedup": result.ratio,
+                        "lower_bound": result.lower_bound,
+                        "run_ids": " ".join(c.run_id for c in method.done + method.unfinished),
+                    }
+                )
+    return rows
+
+
+def ratio_text(result: stats.Speedup) -> str:
+    """For a cell: "1.82×", "≥ 1.82×" when the baseline missed, "not reached" for a miss."""
+    if math.isinf(result.median):
+        return "not reached"
+    if math.isnan(result.ratio) or math.isinf(result.ratio):
+        return "at the start"
+    return f"{'≥ ' if result.lower_bound else ''}{result.ratio:.2f}×"
+
+
+def speedup_table(group: Group) -> Table | None:
+    """Reached k of n, median cost and speedup on every axis; None when there is no target."""
+    target, base = target_level(group), group.baseline
+    if target is None or base is None:
+        return None
+    axes = [axis for axis in AXES if compare(group, base, axis, target) is not None]
+    headers = ["method", "reached"]
+    for axis in axes:
+        headers += [AXES[axis], "speedup"]
+    rows = []
+    for method in group.trained:
+        results = {axis: compare(group, method, axis, target) for axis in axes}
+        known = [result for result in results.values() if result is not None]
+        reached = f"{known[0].reached} of {known[0].num_runs}" if known else "–"
+        if method.unfinished:
+            reached += f" ({len(method.unfinished)} unfinished)"
+        row = [method.label, reached]
+        for axis, result in results.items():
+            if result is None:
+                row += ["–", "–"]
+            else:
+                row += [_cost(result.median, axis), ratio_text(result)]
+        rows.append(row)
+    shown = level(target, group.metric) + unit(group.metric)
+    notes = [
+        f"Target: dev {group.metric} {shown}, the mean over {base.label}'s seeds at their "
+        "last evaluation. A run's cost is that of its first evaluation at or beyond it; a run that "
+        "never gets there, or has no end, is a miss and counts as infinite. Cost: median over the "
+        "runs; “not reached” when half or more of them missed. "
+        f"Speedup: median of {base.label} / median of the method.",
+        FORWARDS_NOTE + " Seconds are training time without evaluation, as measured on the "
+        "machine at the time; they compare only between runs of one machine under equal load.",
+    ]
+    if any("≥" in cell for row in rows for cell in row):
+        notes.append(
+            f"“≥”: {base.label} itself missed its mean level in half or more of its seeds; its "
+            "whole budget stands in for its median, so the speedup is at least this."
+        )
+    return Table(f"Cost of {base.label}'s final level", headers, rows, notes)
+
+
+def _cost(median: float, axis: str) -> str:
+    if math.isinf(median):
+        return "∞"
+    return f"{median:,.1f}" if axis == "train_seconds" else count(median)

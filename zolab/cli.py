@@ -353,7 +353,8 @@ def _status(arguments: list[str]) -> int:
         folder = file.parent
         state = state_of(folder)
         counts[state] = counts.get(state, 0) + 1
-        print(f"{folder.name}  {state:<10} {_progress(read_heartbeat(folder)):<12} {_label(file)}")
+        progress = "" if state == "done" else _progress(read_heartbeat(folder))
+        print(f"{folder.name}  {state:<10} {progress:<12} {_label(file)}")
     total = ", ".join(f"{number} {state}" for state, number in sorted(counts.items()))
     print(f"{sum(counts.values())} cells" + (f": {total}" if total else ""))
     return 0

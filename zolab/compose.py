@@ -23,8 +23,15 @@ import yaml
 
 from zolab import assets
 from zolab.config import CONF_DIR, GROUPS, TARGETS, check_tree, is_trusted
-from zolab.config.contents import contents, locate_model, locate_task, save_hashes
+from zolab.config.contents import (
+    contents,
+    locate_model,
+    locate_task,
+    save_hashes,
+    split_files,
+)
 from zolab.config.fields import AUTO, TARGET
+from zolab.config.rows import look_over
 from zolab.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -198,7 +205,7 @@ def check(config: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
 
     Raises:
         UserError: unknown key, wrong type, value outside its limits, parts that do not go together,
-            or a missing model or data folder.
+            a missing model or data folder, or a row of data that the task cannot use.
     """
     cell = check_tree(resolve(config))
     del cell["grid"]
@@ -207,6 +214,7 @@ def check(config: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
         cell["model"]["path"] = str(model_dir.resolve())
     if cell["task"]["path"] not in assets.tasks():
         cell["task"]["path"] = str(task_dir.resolve())
+    look_over(cell["task"], split_files(task_dir))
     trust(cell["trusted_targets"])
     return cell
 
@@ -381,13 +389,9 @@ def _prepare(node: Any) -> Any:
             raise UserError(
                 f"{TARGET} = {target!r}: neither a part of zolab nor listed in trusted_targets"
             )
-        if target in TARGETS:
-            labels = _labels(TARGETS[target])
+        fields = dataclasses.fields(TARGETS[target]) if target in TARGETS else ()
+        labels = {field.name for field in fields if field.metadata.get("label")}
     return {key: _prepare(value) for key, value in node.items() if key not in labels}
-
-
-def _labels(cls: type) -> set[str]:
-    return {field.name for field in dataclasses.fields(cls) if field.metadata.get("label")}
 
 
 def _first(error: BaseException) -> str:

@@ -195,12 +195,11 @@ def find_holder(
     last = max(_mtime(run_dir / "claim") or 0.0, _mtime(run_dir / "heartbeat") or 0.0)
     body = _parse(raw)
     alive = _is_alive(body)
-    if now is None:
-        # a holder on this machine is judged by its process: no file need be touched for the age
+    if now is None:  # one judged by its process needs no touched file for its age
         now = filesystem_time(run_dir) if alive is None else time.time()
     age = max(0.0, now - last)
     stale = age > lease if alive is None else not alive
-    return Holder(str(body.get("host", "unknown")), body.get("pid") or 0, age, stale, raw)
+    return Holder(body.get("host") or "unknown", body.get("pid") or 0, age, stale, raw)
 
 
 def filesystem_time(directory: str | Path) -> float:

@@ -1,0 +1,182 @@
+"""One sweep from its cells to an exit status: plan, launch what is missing, say what failed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TextIO
+
+from launchers import slurm_state
+from launchers.display import Board, error_table
+from launchers.job import JOBS, RUN
+from launchers.plan import DEFAULTS, Entry, Plan, Store, make_plan
+from zolab import ledger
+from zolab.errors import UserError
+
+#: Folder under run_root for the old directories of cells that `sweep.force` runs anew.
+REPLACED = ".replaced"
+
+__all__ = ["Outcome", "Plan", "launch", "plan"]
+
+plan = make_plan
+
+
+@dataclass
+class Outcome:
+    """What became of a sweep.
+
+    Attributes:
+        plan: all cells, with their states at the end.
+        exit_code: 0 if all cells are done, or, when nothing waits for them, if none has failed and
+            all others are under way; 130 if interrupted; else 1.
+    """
+
+    plan: Plan
+    exit_code: int
+
+    @property
+    def errors(self) -> list[Entry]:
+        """Cells that ended without a result."""
+        return [e for e in self.plan.entries if e.state in ("failed", "cancelled", "lost")]
+
+
+def launch(
+    cells: Sequence[Mapping[str, Any]],
+    launcher: Mapping[str, Any],
+    sweep: Mapping[str, Any] | None = None,
+    *,
+    labels: Sequence[str] | None = None,
+    function: str = RUN,
+    store: Store | None = None,
+    out: TextIO | None = None,
+) -> Outcome:
+    """Run the cells that are neither done nor under way.
+
+    Args:
+        cells: checked configs; equal ones are run once.
+        launcher: launcher config; `kind` is "local" or "slurm".
+        sweep: options `wait`, `retry`, `force`, `dry_run`.
+        labels: what tells each cell from the others.
+        function: what runs a cell, "module:function".
+        store: names and writes cells; `zolab.compose` if None.
+        out: where progress goes; standard output if None.
+
+    Raises:
+        UserError: nothing was run: unknown launcher, a folder that cannot be written, a collision
+            of run ids, a refusal by SLURM.
+    """
+    options = {**DEFAULTS, **(sweep or {})}
+    kind = launcher.get("kind", "local")
+    if kind not in ("local", "slurm"):
+        raise UserError(f"launcher.kind={kind}: no such launcher; allowed: local, slurm")
+    wait = kind == "local" if options["wait"] is None else options["wait"]
+    if kind == "local" and not wait:
+        raise UserError("sweep.wait=false: cells on this machine need this process; allowed: true")
+    if kind == "slurm" and not (options["dry_run"] or slurm_state.is_available()):
+        raise UserError("launcher=slurm: the commands of SLURM (sbatch, squeue) are not found here")
+    if store is None:
+        from zolab import compose as store
+    found = make_plan(cells, options, labels=labels, store=store)
+    board = Board(found.entries, out or sys.stdout)
+    board.note(found.summary())
+    if options["dry_run"]:
+        for entry in found.entries:
+            board.note(f"  {entry.state:9s} {entry.action:5s} {entry}")
+        return Outcome(found, 0)
+    _prepare(found, store)
+    interrupted = False
+    try:
+        with _interruptible():
+            _start(found, kind, launcher, wait, board, function)
+    except KeyboardInterrupt:
+        interrupted = True
+    board.close()
+    return _conclude(found, wait, interrupted, board)
+
+
+def _start(
+    found: Plan, kind: str, launcher: Mapping[str, Any], wait: bool, board: Board, function: str
+) -> None:
+    under_way = found.to("run") + found.to("wait")
+    if kind == "local":
+        from launchers.local import Slots
+
+        slots = Slots(under_way, launcher, board, function)
+        board.parallel = slots.parallel
+        slots.run()
+        return
+    from launchers import slurm
+
+    if found.to("run"):
+        arrays = slurm.submit(found.to("run"), launcher, function)
+        board.note(
+            f"submitted {len(found.to('run'))} cells as SLURM job {', '.join(arrays)}, "
+            f"output in {slurm.log_folder(found.entries)}"
+        )
+    if wait:
+        board.parallel = int(launcher.get("array_parallelism") or 256)
+        slurm.follow(under_way, board)
+
+
+def _prepare(found: Plan, store: Store) -> None:
+    """Make all run directories before anything runs, so that a refusal leaves nothing half done."""
+    for entry in found.to("wait"):
+        store.write_cell(entry.cell)  # refuses another cell of the same name
+    for entry in found.to("run"):
+        if entry.state == "done":
+            _set_aside(entry)
+        store.write_cell(entry.cell)
+        if ledger.read_status(entry.run_dir).get("state") not in (None, "planned"):
+            # else a process that dies before it says anything would leave the old story
+            ledger.write_status(entry.run_dir, "planned", job_id=None, log=None)
+        entry.state, entry.error = "planned", None
+    for root in {entry.run_dir.parent for entry in found.to("run")}:
+        try:
+            (root / JOBS).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"run_root={root}: cannot be written ({error.strerror})") from error
+
+
+def _set_aside(entry: Entry) -> None:
+    """Keep the old run directory of a finished cell; one that failed is continued in place."""
+    aside = entry.run_dir.parent / REPLACED
+    aside.mkdir(exist_ok=True)
+    number = 1
+    while (aside / f"{entry.run_id}-{number}").exists():
+        number += 1
+    os.rename(entry.run_dir, aside / f"{entry.run_id}-{number}")
+
+
+def _conclude(found: Plan, wait: bool, interrupted: bool, board: Board) -> Outcome:
+    states = [entry.state for entry in found.entries]
+    wanted = {"done"} if wait else {"done", "running", "submitted"}
+    code = 0 if set(states) <= wanted else 1
+    outcome = Outcome(found, 130 if interrupted and code else code)
+    if outcome.errors:
+        board.note(f"\n{len(outcome.errors)} of {len(states)} cells have no result:")
+        board.note(error_table(outcome.errors))
+        board.note("run them again with sweep.retry=failed, cancelled or all\n")
+    if wait or interrupted or not found.to("run"):
+        board.note(board.totals())
+    if interrupted and code:
+        board.note("interrupted; the same command continues")
+    return outcome
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Treat the usual ways of ending a program as Ctrl-C, so that no process is left behind."""
+    names = (signal.SIGTERM, signal.SIGHUP)
+    try:
+        before = {name: signal.signal(name, signal.default_int_handler) for name in names}
+    except ValueError:  # not the main thread
+        before = {}
+    try:
+        yield
+    finally:
+        for name, handler in before.items():
+            signal.signal(name, handler)

@@ -1,0 +1,316 @@
+"""Identity, run directories, file checks and the one door to classes."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from zolab import assets, compose
+from zolab.errors import UserError
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def cell_of(*overrides: str) -> dict[str, Any]:
+    return compose.check(compose.compose(compose.prepare_overrides(overrides)))
+
+
+@functools.cache
+def composed() -> dict[str, Any]:
+    return compose.resolve(compose.compose())
+
+
+def id_of(*overrides: str) -> str:
+    """Run id with overrides; of the defaults without composing them each time."""
+    return compose.run_id(cell_of(*overrides) if overrides else compose.check(composed()))
+
+
+@pytest.fixture
+def data_dir(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(assets.task_dir("uci_sent"), tmp_path / "data"))
+
+
+@pytest.fixture
+def model_dir(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(assets.model_dir("opt-prompt-2m"), tmp_path / "model"))
+
+
+# --- identity --------------------------------------------------------------------------------
+
+
+def test_run_id_is_16_hex_digits_and_repeats() -> None:
+    name = id_of()
+    assert len(name) == 16
+    assert set(name) <= set("0123456789abcdef")
+    assert id_of() == name
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "run_root=elsewhere",
+        "tracking=local",
+        "tracking.group=mine",
+        "launcher=slurm",
+        "launcher.threads=2",
+        "sweep.force=true",
+        "train.log_every=1",
+        "train.checkpoint_minutes=0.5",
+        "train.eval_batch_size=8",
+        "model.device=cpu",
+        "optimizer.lr=0.0002",
+        "optimizer.lr='2e-4'",
+        "train.steps=8e2",
+        "trusted_targets=[mine.parts]",
+    ],
+)
+def test_run_id_does_not_see(override: str) -> None:
+    assert id_of(override) == id_of()
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["optimizer.lr=1e-4"],
+        ["optimizer.eps=1e-2"],
+        ["optimizer=mezo_momentum"],
+        ["optimizer/direction=gauss8"],
+        ["optimizer/placement=paired"],
+        ["sparsity=small_weights"],
+        ["seed=1"],
+        ["train.steps=801"],
+        ["train.eval_every=50"],
+        ["train.micro_batch_size=8"],
+        ["model.dtype=bfloat16"],
+        ["model.init=random"],
+        ["task.num_train=999"],
+        ["task.template='{sentence} So'"],
+        ["model=opt_125m"],
+    ],
+)
+def test_run_id_sees(overrides: list[str]) -> None:
+    assert id_of(*overrides) != id_of()
+
+
+def test_run_id_sees_sparsity() -> None:
+    names = {id_of("sparsity=random", f"sparsity.sparsity={share}") for share in (0, 0.5, 0.75)}
+    assert len(names) == 3
+
+
+def test_run_id_follows_data_content_not_its_path(data_dir: Path, tmp_path: Path) -> None:
+    assert id_of(f"task.path={data_dir}") == id_of()
+    moved = data_dir.rename(tmp_path / "moved")
+    assert id_of(f"task.path={moved}") == id_of()
+    (moved / "README.md").write_text("another card")
+    assert id_of(f"task.path={moved}") == id_of()
+    with (moved / "dev.jsonl").open("a") as file:
+        file.write('{"sentence": "one more", "label": 1}\n')
+    changed = id_of(f"task.path={moved}")
+    assert changed != id_of()
+    (moved / "dev.jsonl").unlink()
+    assert id_of(f"task.path={moved}") not in (changed, id_of())
+
+
+def test_run_id_follows_model_content_not_its_path(model_dir: Path) -> None:
+    assert id_of(f"model.path={model_dir}") == id_of()
+    (model_dir / "optimizer.pt").write_bytes(b"left by a trainer")
+    assert id_of(f"model.path={model_dir}") == id_of()
+    random = id_of(f"model.path={model_dir}", "model.init=random")
+    weights = model_dir / "model.safetensors"
+    raw = bytearray(weights.read_bytes())
+    raw[-1] ^= 1
+    weights.write_bytes(raw)
+    assert id_of(f"model.path={model_dir}") != id_of()
+    # random weights do not come from that file
+    assert id_of(f"model.path={model_dir}", "model.init=random") == random
+
+
+def test_hub_model_is_named_by_name_and_revision() -> None:
+    plain = id_of("model=opt_125m")
+    assert id_of("model=opt_125m", "model.revision=main") != id_of(
+        "model=opt_125m", "model.revision=v2"
+    )
+    assert id_of("model=opt_125m", "model.path=facebook/opt-350m") != plain
+
+
+# --- run directories -------------------------------------------------------------------------
+
+
+def test_cell_is_written_once_and_reads_back(tmp_path: Path) -> None:
+    cell = cell_of(f"run_root={tmp_path / 'runs'}", "optimizer.lr=1e-05")
+    folder = compose.write_cell(cell)
+    assert folder == tmp_path / "runs" / compose.run_id(cell)
+    assert compose.read_cell(folder) == cell
+    assert yaml.safe_load((folder / "config.yaml").read_text()) == cell
+    before = (folder / "config.yaml").stat()
+    again = cell_of(f"run_root={tmp_path / 'runs'}", "optimizer.lr=1e-05", "tracking=local")
+    assert compose.write_cell(again) == folder
+    assert (folder / "config.yaml").stat() == before
+    assert [path.name for path in folder.iterdir()] == ["config.yaml"]
+
+
+def test_many_writers_of_one_cell_leave_one_config(tmp_path: Path) -> None:
+    cell = cell_of(f"run_root={tmp_path}")
+    threads = [threading.Thread(target=compose.write_cell, args=(cell,)) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    (folder,) = [path for path in tmp_path.iterdir() if path.is_dir()]
+    assert [path.name for path in folder.iterdir()] == ["config.yaml"]
+    assert compose.read_cell(folder) == cell
+
+
+def test_collision_with_another_cell_is_refused(tmp_path: Path) -> None:
+    cell = cell_of(f"run_root={tmp_path}")
+    folder = tmp_path / compose.run_id(cell)
+    folder.mkdir()
+    other = yaml.safe_dump(cell_of("seed=1"))
+    (folder / "config.yaml").write_text(other)
+    with pytest.raises(UserError, match="another cell with the same run id"):
+        compose.write_cell(cell)
+    assert (folder / "config.yaml").read_text() == other
+
+
+def test_run_root_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("precious")
+    for root in (file, file / "below"):
+        with pytest.raises(UserError, match=r"run_root = .*file is a file"):
+            compose.write_cell(cell_of(f"run_root={root}"))
+    assert file.read_text() == "precious"
+
+
+@pytest.mark.parametrize("code", [errno.EROFS, errno.EACCES, errno.ENOSPC])
+def test_run_root_that_cannot_be_written_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    cell = cell_of(f"run_root={tmp_path / 'runs'}")
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(UserError, match="cannot write there") as caught:
+        compose.write_cell(cell)
+    assert os.strerror(code) in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unreadable_config_of_a_run_names_the_file(tmp_path: Path) -> None:
+    for text in (None, "[1, 2]", "a: [", "model: {}"):
+        if text is not None:
+            (tmp_path / "config.yaml").write_text(text)
+        with pytest.raises(UserError, match=r"config\.yaml: "):
+            compose.read_cell(tmp_path)
+
+
+# --- composing and building ------------------------------------------------------------------
+
+
+def test_planning_imports_no_torch(tmp_path: Path) -> None:
+    code = (
+        "import sys\n"
+        "from zolab import cli, compose\n"
+        f"cell = compose.check(compose.compose(['run_root={tmp_path}', 'sparsity=random']))\n"
+        "compose.write_cell(cell)\n"
+        "heavy = {'torch', 'transformers', 'datasets', 'wandb', 'numpy'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'launchers'}"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_help_imports_neither_hydra_nor_torch() -> None:
+    code = (
+        "import sys\n"
+        "from zolab import cli\n"
+        "assert cli.main(['--help']) == 0\n"
+        "heavy = {'torch', 'hydra', 'omegaconf', 'yaml'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("target", ["os.system", "subprocess.run", "zolab.compose.build", "zolab"])
+def test_build_makes_only_parts_of_zolab(target: str) -> None:
+    with pytest.raises(UserError, match="neither a part of zolab nor listed in trusted_targets"):
+        compose.build({"_target_": target, "command": "true"})
+    with pytest.raises(UserError, match="neither a part of zolab"):
+        compose.build({"_target_": "zolab.optim.ZeroOrder", "rule": {"_target_": target}}, [])
+
+
+def test_trusted_class_is_checked_through_and_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compose, "_trusted", set())
+    overrides = [
+        *("trusted_targets=[fractions]", "optimizer._target_=fractions.Fraction"),
+        *("~optimizer.estimator", "~optimizer.direction", "~optimizer.rule"),
+        *("~optimizer.placement", "~optimizer.lr", "~optimizer.eps", "~optimizer.name"),
+        *("~optimizer.weight_decay", "optimizer.numerator=3"),
+    ]
+    with pytest.raises(UserError, match="trusted_targets"):
+        cell_of(*overrides[1:])
+    folder = compose.write_cell(cell_of(f"run_root={tmp_path}", *overrides))
+    monkeypatch.setattr(compose, "_trusted", set())
+    node = compose.read_cell(folder)["optimizer"]  # as a job does
+    assert node == {"_target_": "fractions.Fraction", "numerator": 3}
+    assert compose.build(node, denominator=4) == 0.75
+
+
+def test_what_a_class_says_is_passed_on() -> None:
+    with pytest.raises(UserError, match=r"num_probes = 0"):
+        compose.build({"_target_": "zolab.optim.TwoSided", "num_probes": 0})
+    nested = {
+        "_target_": "zolab.optim.ZeroOrder",
+        "estimator": {"_target_": "zolab.optim.TwoSided", "num_probes": 0},
+    }
+    with pytest.raises(UserError, match=r"num_probes = 0"):
+        compose.build(nested, [])
+
+
+def test_profile_can_be_chosen_as_launcher(tmp_path: Path) -> None:
+    (tmp_path / "site_a.yaml").write_text(
+        "defaults: [slurm, _self_]\nname: site_a\npartition: gpu\nsetup: [module load cuda]\n"
+    )
+    assert compose.register_profiles(tmp_path) == ["site_a"]
+    launcher = cell_of("launcher=site_a", "launcher.time_minutes=5")["launcher"]
+    assert launcher["kind"] == "slurm"
+    assert launcher["partition"] == "gpu"
+    assert launcher["setup"] == ["module load cuda"]
+    assert launcher["time_minutes"] == 5
+    assert launcher["array_parallelism"] == 256
+    (tmp_path / "broken.yaml").write_text("a: [")
+    with pytest.raises(UserError, match=r"broken\.yaml"):
+        compose.register_profiles(tmp_path)
+
+
+def test_value_overrides_reach_keys_the_yaml_does_not_spell_out() -> None:
+    assert compose.prepare_overrides(
+        ["model.config.dropout=0.1", "optimizer=mezo", "~sparsity"]
+    ) == [
+        "++model.config.dropout=0.1",
+        "optimizer=mezo",
+        "~sparsity",
+    ]
+    # a sweep over values stays plain: the sweeper sets it on copies
+    assert compose.prepare_overrides(["optimizer.lr=1,2"]) == ["optimizer.lr=1,2"]
+    assert cell_of("model.config.dropout=0.1")["model"]["config"] == {"dropout": 0.1}

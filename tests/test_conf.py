@@ -1,0 +1,350 @@
+"""Every YAML composes, is checked and builds; schemas and classes say the same."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+import importlib
+import importlib.util
+import inspect
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from zolab import compose
+from zolab.config import CONF_DIR, GROUPS, PARTS, TARGETS, all_keys, check_tree
+from zolab.config.fields import AUTO
+from zolab.errors import UserError
+
+FILES = sorted(CONF_DIR.rglob("*.yaml"))
+CHOICES = [
+    (file.parent.relative_to(CONF_DIR).as_posix(), file.stem)
+    for file in FILES
+    if file.parent != CONF_DIR
+]
+#: What the runner hands to a class besides the keys of its YAML.
+CONTEXT = {"params", "mask", "model", "seed", "args", "kwargs"}
+
+
+@pytest.fixture
+def data_dir(tmp_path: Path) -> Path:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for name in ("train.jsonl", "test.jsonl"):
+        (folder / name).write_text('{"sentence": "fine", "label": 1}\n')
+    return folder
+
+
+def _needs(group: str, name: str, data_dir: Path) -> list[str]:
+    return [f"task.path={data_dir}"] if (group, name) == ("task", "sst2") else []
+
+
+def _keys(tree: Any, prefix: str = "") -> set[str]:
+    if not isinstance(tree, dict) or prefix == "model.config.":
+        return {prefix.rstrip(".")}
+    return set().union(*(_keys(value, f"{prefix}{name}.") for name, value in tree.items()), set())
+
+
+@functools.cache
+def _composed(*overrides: str) -> dict[str, Any]:
+    return compose.resolve(compose.compose(overrides))
+
+
+def _tree(*overrides: str) -> dict[str, Any]:
+    """A composed tree to change at will; composing takes longer than all the rest of a test."""
+    return copy.deepcopy(_composed(*overrides))
+
+
+def _locate(target: str) -> type:
+    module, _, name = target.rpartition(".")
+    if importlib.util.find_spec(module) is None:
+        pytest.skip(f"{module} does not exist yet")
+    return getattr(importlib.import_module(module), name)
+
+
+def test_every_group_has_a_folder_and_every_folder_a_group() -> None:
+    assert {group for group, _ in CHOICES} == set(GROUPS)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.relative_to(CONF_DIR).as_posix())
+def test_yaml_begins_with_what_it_is_and_a_command_that_composes(
+    file: Path, data_dir: Path
+) -> None:
+    lines = file.read_text().splitlines()
+    if lines[0] == "# @package _global_":
+        lines = lines[1:]
+    header = [line for line in lines[: lines.index(next(x for x in lines if x[:1] != "#"))]]
+    commands = [line.removeprefix("#   zolab") for line in header if line.startswith("#   zolab")]
+    assert len(header) > len(commands) > 0
+    for command in commands:
+        words = shlex.split(command.replace("=DIR", f"={data_dir}").replace("=NAME", "=x"))
+        multirun = "-m" in words
+        overrides = compose.prepare_overrides(word for word in words if word != "-m")
+        if multirun:
+            overrides = [text.partition(",")[0] for text in overrides]
+        compose.check(compose.compose(overrides))
+
+
+@pytest.mark.parametrize(("group", "name"), CHOICES)
+def test_yaml_composes_and_spells_out_every_key(group: str, name: str, data_dir: Path) -> None:
+    config = compose.compose([f"{group}={name}", *_needs(group, name, data_dir)])
+    cell = compose.check(config)
+    tree = compose.resolve(config)
+    del tree["grid"]
+    assert _keys(tree) == _keys(cell)
+    assert check_tree(cell) == {**cell, "grid": None}  # checking a checked cell changes nothing
+    assert compose.run_id(cell) == compose.run_id(check_tree(cell))
+
+
+def test_defaults_of_the_schema_are_those_of_the_yaml() -> None:
+    cell = compose.check(compose.compose())
+    bare = {
+        "model": {"name": "opt-prompt-2m", "path": "opt-prompt-2m"},
+        "task": {
+            "kind": "classification",
+            "name": "uci_sent",
+            "path": "uci_sent",
+            "template": "{sentence} It was",
+            "label_words": [" terrible", " great"],
+        },
+        "optimizer": {"_target_": "zolab.optim.ZeroOrder"},
+    }
+    assert check_tree(bare) == {**cell, "grid": None}
+
+
+@pytest.mark.parametrize("target", [target for target in TARGETS if target != AUTO])
+def test_schema_names_the_arguments_of_its_class(target: str) -> None:
+    cls = _locate(target)
+    named = {f.name for f in dataclasses.fields(TARGETS[target]) if not f.metadata.get("label")}
+    taken = set(inspect.signature(cls).parameters)
+    assert named <= taken
+    assert taken - named <= CONTEXT
+
+
+@pytest.mark.parametrize(
+    ("group", "name"),
+    [(g, n) for g, n in CHOICES if g.startswith("optimizer/") or g == "sparsity"],
+)
+def test_part_builds(group: str, name: str) -> None:
+    node = compose.check(compose.compose([f"{group}={name}"]))
+    for key in group.split("/"):
+        node = node[key]
+    part = compose.build(node)
+    if node["_target_"] == AUTO:
+        assert part is None
+        return
+    assert type(part) is _locate(node["_target_"])
+    for key, value in node.items():
+        held = getattr(part, key, None)
+        if isinstance(held, int | float | str) and not isinstance(held, type):
+            assert key == "name" or held == value
+
+
+@pytest.mark.parametrize("name", sorted(n for g, n in CHOICES if g == "optimizer"))
+def test_optimizer_builds(name: str) -> None:
+    node = compose.check(compose.compose([f"optimizer={name}"]))["optimizer"]
+    cls = _locate(node["_target_"])
+    import torch
+
+    model = torch.nn.Linear(3, 2)
+    context = {"params": list(model.named_parameters()), "model": model, "seed": 3}
+    taken = inspect.signature(cls).parameters
+    made = compose.build(node, **{key: context[key] for key in context if key in taken})
+    assert type(made) is cls
+    if isinstance(made, torch.optim.Optimizer):
+        assert made.param_groups[0]["lr"] == node["lr"]
+        # the very parameters of the model, not copies that Hydra made of them
+        assert made.param_groups[0]["params"][0] is model.weight
+
+
+def test_optimizer_takes_parts_from_yaml() -> None:
+    import torch
+
+    from zolab.optim import Dense, Momentum, RandomMask
+
+    cell = compose.check(
+        compose.compose(
+            [
+                *("optimizer=mezo_momentum", "optimizer.rule.beta=0.5", "sparsity=random"),
+                *("optimizer.estimator.num_probes=3", "sparsity.sparsity=0.25"),
+            ]
+        )
+    )
+    mask = compose.build(cell["sparsity"])
+    made = compose.build(
+        cell["optimizer"], torch.nn.Linear(3, 2).named_parameters(), mask=mask, seed=1
+    )
+    assert isinstance(mask, RandomMask)
+    assert isinstance(mask, Dense)
+    assert made.mask is mask
+    assert mask.sparsity == 0.25
+    assert isinstance(made.rule, Momentum)
+    assert made.rule.beta == 0.5
+    assert made.estimator.num_probes == 3
+
+
+def test_demo_grid_holds_the_methods_of_the_table() -> None:
+    config = compose.compose(["experiment=demo"])
+    cells = []
+    for block in compose.resolve(config)["grid"]:
+        for optimizer in _list(block["optimizer"]):
+            for sparsity in _list(block.get("sparsity", "none")):
+                overrides = [f"optimizer={optimizer}", f"sparsity={sparsity}"]
+                overrides += [
+                    f"{key}={value}"
+                    for key, value in block.items()
+                    if key not in ("optimizer", "sparsity", "seed")
+                ]
+                cell = compose.check(compose.compose(["train=demo", *overrides]))
+                assert block["seed"] == [0, 1, 2]
+                cells.append(cell)
+    found = {(cell["optimizer"]["name"], cell["sparsity"]["name"]) for cell in cells}
+    assert found == {
+        ("zero_shot", "none"),
+        ("zero_shot_calibrated", "none"),
+        ("mezo", "none"),
+        ("mezo", "small_weights"),
+        ("mezo", "random"),
+        ("mezo", "large_weights"),
+        ("adamw", "none"),
+    }
+    zeroth = [cell for cell in cells if cell["optimizer"]["name"] == "mezo"]
+    # seconds compare only within one placement
+    assert len({cell["optimizer"]["placement"]["_target_"] for cell in zeroth}) == 1
+    assert {cell["train"]["steps"] for cell in zeroth} == {800}
+    assert {c["sparsity"]["sparsity"] for c in zeroth if "sparsity" in c["sparsity"]} == {0.75}
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def test_every_key_of_the_design_exists() -> None:
+    keys = set(all_keys())
+    assert keys >= {
+        *("run_root", "seed", "model.path", "model.dtype", "task.path", "train.steps"),
+        *("train.batch_size", "train.micro_batch_size", "train.eval_every"),
+        *("train.checkpoint_minutes", "optimizer.lr", "optimizer.eps", "sparsity.sparsity"),
+        *("sweep.wait", "sweep.retry", "sweep.force", "sweep.dry_run"),
+    }
+    assert {"optimizer/placement", "optimizer/direction"} <= set(GROUPS)
+
+
+def test_no_key_hides_a_method_of_a_config() -> None:
+    forbidden = {"update", "items", "keys", "values", "get", "pop", "copy"}
+    assert not forbidden & {key.rpartition(".")[2] for key in all_keys()}
+
+
+def test_every_option_says_what_it_is() -> None:
+    classes = {cls for _, choices in PARTS.values() for cls in choices.values()}
+    for cls in classes:
+        assert cls.__doc__
+        for field in dataclasses.fields(cls):
+            assert field.metadata["help"]
+
+
+def test_values_are_converted_to_declared_types() -> None:
+    overrides = ["optimizer.lr=1", "optimizer.eps='1e-4'", "train.steps=1e3", "seed='7'"]
+    cell = compose.check(compose.compose(overrides))
+    assert cell["optimizer"]["lr"] == 1.0
+    assert type(cell["optimizer"]["lr"]) is float
+    assert cell["optimizer"]["eps"] == 1e-4
+    assert cell["train"]["steps"] == 1000
+    assert type(cell["train"]["steps"]) is int
+    assert cell["seed"] == 7
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"optimizer.lr": "abc"}, "optimizer.lr = 'abc': expected a number >= 0"),
+        ({"optimizer.lr": -1}, "optimizer.lr = -1: expected a number >= 0"),
+        ({"optimizer.lr": float("nan")}, "optimizer.lr = nan: expected a number >= 0 (it is not"),
+        ({"optimizer.lr": float("inf")}, "optimizer.lr = inf"),
+        ({"optimizer.lr": True}, "optimizer.lr = True: expected a number >= 0"),
+        ({"optimizer.lr": None}, "optimizer.lr = None: expected a number >= 0"),
+        ({"optimizer.lr": [1]}, "optimizer.lr = [1]: expected a number >= 0"),
+        ({"optimizer.eps": 0}, "optimizer.eps = 0: expected a number > 0"),
+        ({"optimizer.lrr": 1}, "optimizer.lrr = 1: unknown key; did you mean 'lr'?"),
+        (
+            {"optimizer.direction.nois": "gauss"},
+            "optimizer.direction.nois = 'gauss': unknown key; did you mean 'noise'?",
+        ),
+        ({"lr": 1}, "lr = 1: unknown key; did you mean 'optimizer.lr'?"),
+        ({"trian": {}}, "trian = {}: unknown key; did you mean 'train'?"),
+        ({"optimizer.direction.noise": "gaus"}, "did you mean 'gauss'?"),
+        (
+            {"optimizer._target_": "zolab.optim.ZeroOder"},
+            "optimizer._target_ = 'zolab.optim.ZeroOder': expected one of zolab.optim.ZeroOrder",
+        ),
+        ({"optimizer._target_": "os.system"}, "a class listed in trusted_targets"),
+        ({"optimizer._partial_": True}, "optimizer._partial_ = True: unknown key"),
+        ({"optimizer": "mezo"}, "optimizer = 'mezo': expected a section"),
+        ({"optimizer": {}}, "optimizer._target_ must be given"),
+        ({"train": None}, "train = None: expected a section"),
+        ({"train.steps": -1}, "train.steps = -1: expected a whole number >= 0"),
+        ({"train.steps": 1.5}, "train.steps = 1.5: expected a whole number >= 0"),
+        ({"train.batch_size": 0}, "train.batch_size = 0: expected a whole number >= 1"),
+        ({"train.eval_every": 0}, "train.eval_every = 0: expected a whole number >= 1"),
+        ({"train.micro_batch_size": 17}, "at most train.batch_size = 16"),
+        ({"train.lr_schedule": "cosine"}, "expected one of constant, linear"),
+        ({"tracking.wandb": "yes"}, "tracking.wandb = 'yes': expected true or false"),
+        ({"tracking.tags": "a"}, "tracking.tags = 'a': expected a list of texts"),
+        ({"tracking.wandb": False, "tracking.mode": "online"}, "nothing would go online"),
+        ({"model.dtype": "fp16"}, "expected one of float32, bfloat16, float16"),
+        ({"model.device": "tpu"}, "model.device = 'tpu': expected auto, cpu, cuda or cuda:N"),
+        ({"model.config": [1]}, "model.config = [1]: expected a mapping"),
+        ({"model.config": {"x": float("nan")}}, "a number that is not finite"),
+        ({"task.label_words": [True, False]}, "put it in quotes"),
+        ({"task.label_words": [" a", " a"]}, "expected at least two different words"),
+        ({"task.template": "no field"}, "at least one field of the data in braces"),
+        ({"task.template": "{a"}, "task.template = '{a'"),
+        ({"task.path": "???"}, "task.path must be given"),
+        ({"task.kind": "regression"}, "task.kind = 'regression': expected one of classification"),
+        ({"seed": -1}, "seed = -1: expected a whole number >= 0"),
+        ({"seed": 2**63}, "seed = 9223372036854775808: expected"),
+        ({"run_root": ""}, "run_root = ''"),
+        ({"grid": [3]}, "grid[0] = 3: expected a mapping"),
+        ({"launcher.threads": 0}, "launcher.threads = 0: expected a whole number >= 1"),
+        ({"launcher.partition": "gpu"}, "launcher.partition = 'gpu': unknown key"),
+        ({"sweep.retry": "some"}, "expected one of none, failed, cancelled, all"),
+    ],
+)
+def test_wrong_value_is_refused_with_key_value_and_what_is_allowed(
+    change: dict[str, Any], message: str
+) -> None:
+    tree = _tree()
+    for key, value in change.items():
+        *parents, name = key.split(".")
+        node = tree
+        for parent in parents:
+            node = node[parent]
+        node[name] = value
+    with pytest.raises(UserError) as caught:
+        check_tree(tree)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [1.0, 1.5, -0.1, float("nan"), "dense"])
+@pytest.mark.parametrize("name", ["small_weights", "large_weights", "random"])
+def test_sparsity_is_a_share_below_one(name: str, value: Any) -> None:
+    tree = _tree(f"sparsity={name}")
+    tree["sparsity"]["sparsity"] = value
+    with pytest.raises(UserError, match=r"sparsity\.sparsity = .*: expected a number >= 0 and < 1"):
+        check_tree(tree)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "zero_shot", "zero_shot_calibrated"])
+def test_method_without_a_masked_form_refuses_a_mask(optimizer: str) -> None:
+    with pytest.raises(UserError, match="has no masked form"):
+        compose.check(compose.compose([f"optimizer={optimizer}", "sparsity=random"]))
+
+
+def test_key_of_another_method_is_refused() -> None:
+    overrides = compose.prepare_overrides(["optimizer=zero_shot", "optimizer.lr=1"])
+    with pytest.raises(UserError, match=r"optimizer\.lr = 1: unknown key .*ZeroShot"):
+        compose.check(compose.compose(overrides))

@@ -1,0 +1,195 @@
+"""What lies behind `model.path` and `task.path`: found, looked over, hashed."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from zolab import assets, compose
+from zolab.config import contents
+from zolab.errors import UserError
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def cell_of(*overrides: str) -> dict[str, Any]:
+    return compose.check(compose.compose(compose.prepare_overrides(overrides)))
+
+
+@functools.cache
+def composed() -> dict[str, Any]:
+    return compose.resolve(compose.compose())
+
+
+@pytest.fixture
+def data_dir(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(assets.task_dir("uci_sent"), tmp_path / "data"))
+
+
+@pytest.fixture
+def model_dir(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(assets.model_dir("opt-prompt-2m"), tmp_path / "model"))
+
+
+def test_relative_folders_become_absolute(
+    data_dir: Path, model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(data_dir.parent)
+    cell = cell_of("task.path=data", "model.path=model")
+    assert cell["task"]["path"] == str(data_dir)
+    assert cell["model"]["path"] == str(model_dir)
+    assert cell_of()["task"]["path"] == "uci_sent"
+    assert cell_of("model=opt_125m")["model"]["path"] == "facebook/opt-125m"
+
+
+def _break_model(folder: Path, how: str) -> None:
+    weights = folder / "model.safetensors"
+    if how == "no weights":
+        weights.unlink()
+    elif how == "no config":
+        (folder / "config.json").unlink()
+    elif how == "cut off":
+        weights.write_bytes(weights.read_bytes()[:-100])
+    elif how == "pointer":
+        weights.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    elif how == "shard":
+        index = {"weight_map": {"a": "model.safetensors", "b": "model-2.safetensors"}}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("no weights", "no weights in that folder"),
+        ("no config", "no config.json in that folder"),
+        ("cut off", "not a complete safetensors file"),
+        ("pointer", "not a complete safetensors file"),
+        ("shard", "model-2.safetensors is missing"),
+    ],
+)
+def test_broken_model_folder_is_refused(model_dir: Path, how: str, message: str) -> None:
+    _break_model(model_dir, how)
+    with pytest.raises(UserError, match=message) as caught:
+        cell_of(f"model.path={model_dir}")
+    assert str(model_dir) in str(caught.value)
+
+
+def test_random_init_needs_no_weights(model_dir: Path) -> None:
+    _break_model(model_dir, "no weights")
+    assert cell_of(f"model.path={model_dir}", "model.init=random")["model"]["init"] == "random"
+
+
+@pytest.mark.parametrize("path", ["/no/such/folder", "nope", "./facebook/opt", "conf/nope"])
+def test_missing_model_folder_is_refused(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(UserError, match=r"model\.path = .*: no such folder"):
+        cell_of(f"model.path={path}")
+
+
+def test_missing_data_is_refused(data_dir: Path) -> None:
+    with pytest.raises(UserError, match=r"task\.path = '/nope': no such folder"):
+        cell_of("task.path=/nope")
+    (data_dir / "test.jsonl").unlink()
+    with pytest.raises(UserError, match=r"no test\.jsonl in that folder"):
+        cell_of(f"task.path={data_dir}")
+    with pytest.raises(UserError, match=r"task\.path must be given"):
+        cell_of("task=sst2")
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("{broken", "not JSON: "),
+        ("[1]", "expected a JSON object, got list"),
+        ('{"label": 1}', "no field 'sentence'; the row has label"),
+        ('{"sentence": "x"}', "no field 'label'; the row has sentence"),
+        ('{"sentence": "x", "label": 2}', "label = 2: outside the task's range 0 to 1"),
+        ('{"sentence": "x", "label": -1}', "label = -1: outside the task's range 0 to 1"),
+        ('{"sentence": "x", "label": "1"}', "label = '1': expected an integer"),
+        ('{"sentence": "x", "label": true}', "label = True: expected an integer"),
+    ],
+)
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_broken_row_is_refused_by_file_and_line(
+    data_dir: Path, split: str, row: str, message: str
+) -> None:
+    file = data_dir / f"{split}.jsonl"
+    lines = file.read_text().splitlines()
+    lines[6] = "\n" + row  # an empty line before it counts as a line
+    file.write_text("\n".join(lines) + "\n")
+    change = {**composed()["task"], "path": str(data_dir)}
+    with pytest.raises(UserError) as caught:
+        compose.check({**composed(), "task": change})
+    assert str(caught.value).startswith(f"{file}:8: {message}")
+
+
+def test_planning_and_runner_refuse_rows_in_the_same_words(data_dir: Path) -> None:
+    from zolab.tasks import KINDS
+
+    task = {**composed()["task"], "path": str(data_dir), "num_train": 1000}
+    options = {key: value for key, value in task.items() if key != "kind"}
+    for row in ("{broken", "[1]", '{"label": 1}', '{"sentence": "x", "label": 2}'):
+        (data_dir / "train.jsonl").write_text(row + "\n")
+        said = []
+        for refuse in (
+            lambda: compose.check({**composed(), "task": task}),
+            lambda: KINDS["classification"](**options).load(data_dir),
+        ):
+            with pytest.raises(UserError) as caught:
+                refuse()
+            said.append(str(caught.value))
+        assert said[0] == said[1]
+
+
+def test_empty_or_undecodable_data_is_refused(data_dir: Path) -> None:
+    (data_dir / "dev.jsonl").write_text("\n\n")
+    with pytest.raises(UserError, match=r"dev\.jsonl: no rows"):
+        cell_of(f"task.path={data_dir}")
+    (data_dir / "dev.jsonl").write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError, match=r"dev\.jsonl: cannot be read"):
+        cell_of(f"task.path={data_dir}")
+
+
+def test_big_hashes_are_remembered_and_noticed_when_stale(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, cache = tmp_path / "big", tmp_path / contents.CACHE_NAME
+    file.write_bytes(b"a" * contents.CACHE_FROM_BYTES)
+    os.utime(file, (1e9, 1e9))
+    monkeypatch.setattr(contents, "_memo", {})
+    first = contents.file_hash(file, cache)
+    contents.save_hashes(tmp_path)
+    size, mtime_ns, stored = json.loads(cache.read_text())[str(file)]
+    assert (size, mtime_ns, stored) == (contents.CACHE_FROM_BYTES, 10**18, first)
+    # another process reads the stored value instead of the file
+    cache.write_text(json.dumps({str(file): [size, mtime_ns, "remembered"]}))
+    monkeypatch.setattr(contents, "_memo", {})
+    assert contents.file_hash(file, cache) == "remembered"
+    file.write_bytes(b"b" * contents.CACHE_FROM_BYTES)
+    monkeypatch.setattr(contents, "_memo", {})
+    assert contents.file_hash(file, cache) not in ("remembered", first)
+    # just written: not yet safe to remember
+    assert contents._memo == {}
+    cache.write_text("not json")
+    assert contents.file_hash(file, cache) not in ("remembered", first)
+
+
+def test_embedded_model_and_task_have_their_cards_and_terms() -> None:
+    assert assets.models() == ["opt-prompt-2m"]
+    assert assets.tasks() == ["uci_sent"]
+    assert "Terms:" in (assets.model_dir("opt-prompt-2m") / "README.md").read_text()
+    card = (assets.task_dir("uci_sent") / "README.md").read_text()
+    assert "CC BY 4.0" in card
+    assert "Kotzias" in card
+    for file in contents.split_files(assets.task_dir("uci_sent")):
+        assert contents.file_hash(file) in card  # the card names exactly these files
+    with pytest.raises(KeyError):
+        assets.model_dir("../tasks")
+    assert assets.locate_model("no-such-model") is None
+    assert assets.locate_task("no-such-task") is None

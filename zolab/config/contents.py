@@ -1,0 +1,219 @@
+"""What lies behind `model.path` and `task.path`: found, looked over and hashed. No torch.
+
+A cell's identity holds the hashes, not the paths, so that moved data keeps its runs and changed
+data gets new ones.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fnmatch
+import hashlib
+import json
+import os
+import re
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+from zolab import assets
+from zolab.errors import UserError, nearest
+
+CACHE_NAME = ".hashes.json"
+#: Smaller files are hashed each time: cheaper than trusting a time stamp.
+CACHE_FROM_BYTES = 1 << 20
+#: A file touched this recently may change again within one tick of its time stamp (seconds).
+SETTLED_SECONDS = 2.0
+
+WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+_OTHER_MODEL_FILES = (
+    "config.json",
+    "*.safetensors.index.json",
+    "pytorch_model.bin.index.json",
+    "tokenizer*",
+    "vocab.*",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "spiece.model",
+    "sentencepiece*.model",
+)
+SPLITS = ("train.jsonl", "dev.jsonl", "test.jsonl")
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+_memo: dict[str, tuple[int, int, str]] = {}
+
+
+def locate_model(model: dict[str, Any]) -> Path | None:
+    """Folder of the model of a checked config, or None for a hub name.
+
+    Raises:
+        UserError: the folder is missing, has no config.json or (for init=pretrained) no weights.
+    """
+    path = model["path"]
+    folder = assets.locate_model(path)
+    if folder is None:
+        # `models/mine` beside an existing folder `models` is a slip, not a hub name.
+        if _HUB_NAME.fullmatch(path) and not Path(path).parent.is_dir():
+            return None
+        raise UserError(
+            f"model.path = {path!r}: no such folder; expected a folder, a hub name such as "
+            f"facebook/opt-125m, or an embedded model ({', '.join(assets.models())})"
+            f"{nearest(path, assets.models())}"
+        )
+    if not (folder / "config.json").is_file():
+        raise UserError(f"model.path = {path!r}: no config.json in that folder")
+    if model["init"] == "pretrained":
+        _look_over_weights(path, folder)
+    return folder
+
+
+def _look_over_weights(path: str, folder: Path) -> None:
+    weights = _matching(folder, WEIGHTS)
+    if not weights:
+        raise UserError(
+            f"model.path = {path!r}: no weights in that folder (expected *.safetensors); "
+            "use model.init=random for random weights"
+        )
+    present = {file.name for file in weights}
+    for index in _matching(folder, ("*.safetensors.index.json",)):
+        try:
+            shards = set(json.loads(index.read_text())["weight_map"].values())
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise UserError(
+                f"model.path = {path!r}: {index.name} is not an index of weights"
+            ) from None
+        missing = sorted(shards - present)
+        if missing:
+            raise UserError(f"model.path = {path!r}: {missing[0]} is missing (see {index.name})")
+    for file in weights:
+        if file.suffix == ".safetensors" and not _is_safetensors(file):
+            raise UserError(
+                f"model.path = {path!r}: {file.name} is not a complete safetensors file "
+                "(cut off, or a pointer left by git-lfs?)"
+            )
+
+
+def _is_safetensors(file: Path) -> bool:
+    """Whether the header fits the file: 8 bytes of header length, JSON, then the tensors."""
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if size < 10 or not 2 <= length <= size - 8:
+            return False
+        try:
+            header = json.loads(stream.read(length))
+            ends = [entry["data_offsets"][1] for key, entry in header.items() if key[:2] != "__"]
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return False
+    return size == 8 + length + max(ends, default=0)
+
+
+def locate_task(task: dict[str, Any]) -> Path:
+    """Folder of the data of a checked config.
+
+    Raises:
+        UserError: the folder, train.jsonl or test.jsonl is missing.
+    """
+    path = task["path"]
+    folder = assets.locate_task(path)
+    if folder is None:
+        raise UserError(
+            f"task.path = {path!r}: no such folder; expected a folder with train.jsonl and "
+            f"test.jsonl, or an embedded task ({', '.join(assets.tasks())})"
+            f"{nearest(path, assets.tasks())}"
+        )
+    for name in ("train.jsonl", "test.jsonl"):
+        if not (folder / name).is_file():
+            raise UserError(f"task.path = {path!r}: no {name} in that folder")
+    return folder
+
+
+def split_files(folder: Path) -> list[Path]:
+    """The data files of a task's folder, train first; dev may be absent."""
+    return [folder / name for name in SPLITS if (folder / name).is_file()]
+
+
+def contents(cell: dict[str, Any]) -> dict[str, Any]:
+    """Hashes of every data and model file a checked cell reads: name -> sha256 in hex.
+
+    A hub model is named by its hub name and revision instead. With init=random the weights of the
+    model's folder are not read and not hashed.
+
+    Raises:
+        UserError: a file or folder is missing or unreadable.
+    """
+    cache = Path(cell["run_root"]) / CACHE_NAME
+    task_files = split_files(locate_task(cell["task"]))
+    model = cell["model"]
+    model_dir = locate_model(model)
+    if model_dir is None:
+        behind: dict[str, Any] = {"hub": model["path"], "revision": model["revision"] or "main"}
+    else:
+        patterns = _OTHER_MODEL_FILES + (WEIGHTS if model["init"] == "pretrained" else ())
+        behind = _hash_all("model.path", _matching(model_dir, patterns), cache)
+    return {"model": behind, "task": _hash_all("task.path", task_files, cache)}
+
+
+def _matching(folder: Path, patterns: tuple[str, ...]) -> list[Path]:
+    return sorted(
+        entry
+        for entry in folder.iterdir()
+        if entry.is_file() and any(fnmatch.fnmatch(entry.name, pattern) for pattern in patterns)
+    )
+
+
+def _hash_all(key: str, files: list[Path], cache: Path) -> dict[str, str]:
+    try:
+        return {file.name: file_hash(file, cache) for file in files}
+    except OSError as error:
+        raise UserError(f"{key}: cannot read {error.filename}: {error.strerror}") from None
+
+
+def file_hash(file: Path, cache: Path | None = None) -> str:
+    """sha256 of a file in hex; of a big file remembered by path, size and time of change.
+
+    Args:
+        file: the file to hash.
+        cache: JSON file with remembered hashes, read if it exists; written by `save_hashes`.
+    """
+    stat = file.stat()
+    key, mark = str(file.resolve()), (stat.st_size, stat.st_mtime_ns)
+    big = stat.st_size >= CACHE_FROM_BYTES
+    if big:
+        known = _memo.get(key) or _read_cache(cache).get(key)
+        if known and tuple(known[:2]) == mark:
+            _memo[key] = (*mark, known[2])
+            return known[2]
+    with file.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    if big and time.time() - stat.st_mtime > SETTLED_SECONDS:
+        _memo[key] = (*mark, digest)
+    return digest
+
+
+def _read_cache(cache: Path | None) -> dict[str, Any]:
+    if cache is None:
+        return {}
+    try:
+        stored = json.loads(cache.read_text())
+    except (OSError, ValueError):
+        return {}
+    return stored if isinstance(stored, dict) else {}
+
+
+def save_hashes(run_root: Path) -> None:
+    """Keep the big files' hashes of this process beside the runs; a failure costs only time."""
+    cache = run_root / CACHE_NAME
+    stored = _read_cache(cache)
+    merged = {**stored, **{key: list(value) for key, value in _memo.items()}}
+    if merged == stored:
+        return
+    temp = cache.with_name(f"{CACHE_NAME}.{uuid.uuid4().hex}")
+    try:
+        temp.write_text(json.dumps(merged))
+        os.replace(temp, cache)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temp.unlink()

@@ -1,0 +1,266 @@
+"""Schemas of the parts chosen by `_target_` or `kind`, and the one mapping that chooses them.
+
+A part's dataclass repeats the keyword arguments of the class it stands for, so that a grid is
+checked on a login node without importing torch; `tests/test_conf.py` compares both.
+"""
+
+# `option`, `part` and `section` return dataclasses.field(): the call is the declaration.
+# ruff: noqa: RUF009
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from zolab.config.fields import option, part
+
+# --- parts of a zeroth-order optimizer -------------------------------------------------------
+
+
+@dataclass
+class TwoSided:
+    """Loss at theta + eps z and theta - eps z (SPSA; MeZO, Alg. 1)."""
+
+    num_probes: int = option(1, min=1, help="directions per step (n of n-SPSA)")
+
+
+@dataclass
+class Gaussian:
+    """z with independent standard normal entries."""
+
+    noise: str = option(
+        "gauss",
+        choices=("gauss", "gauss8"),
+        help="how the normals are made from Philox words: 32 bits each, or 8 (fast)",
+    )
+
+
+@dataclass
+class Rademacher:
+    """z with independent entries -1 or +1."""
+
+    noise: str = option("rademacher", choices=("rademacher",), help="one Philox bit per entry")
+
+
+@dataclass
+class Sgd:
+    """theta <- theta - lr * estimate."""
+
+
+@dataclass
+class Momentum:
+    """Heavy ball: the update follows a running sum of estimates."""
+
+    beta: float = option(0.9, min=0, below=1, help="decay of the running sum")
+
+
+@dataclass
+class InPlace:
+    """Weights are perturbed in place and restored (MeZO)."""
+
+
+@dataclass
+class Paired:
+    """Both signs in one forward over the doubled batch; weights are never perturbed."""
+
+
+@dataclass
+class PerLayer:
+    """Each module perturbs its own weights on entry and puts the saved copy back on exit."""
+
+
+@dataclass
+class Auto:
+    """Left to the optimizer: in_place for float32 without a mask, paired otherwise."""
+
+
+# --- optimizers ------------------------------------------------------------------------------
+
+
+@dataclass
+class ZeroOrder:
+    """Any composition of estimator, direction, rule and placement."""
+
+    name: str = option("mezo", help="method name in tables", label=True)
+    lr: float = option(2.0e-4, min=0, help="learning rate")
+    eps: float = option(1.0e-3, above=0, help="perturbation scale")
+    weight_decay: float = option(0.0, min=0, help="decoupled weight decay, times lr")
+    estimator: Any = part(
+        "optimizer.estimator", {"_target_": "zolab.optim.TwoSided"}, help="where to probe"
+    )
+    direction: Any = part(
+        "optimizer.direction", {"_target_": "zolab.optim.Gaussian"}, help="how z is drawn"
+    )
+    rule: Any = part(
+        "optimizer.rule", {"_target_": "zolab.optim.Sgd"}, help="what to do with the estimate"
+    )
+    placement: Any = part(
+        "optimizer.placement", {"_target_": "auto"}, help="how perturbed losses are evaluated"
+    )
+
+
+@dataclass
+class AdamW:
+    """First-order baseline: AdamW with back-propagation."""
+
+    name: str = option("adamw", help="method name in tables", label=True)
+    lr: float = option(3.0e-4, min=0, help="learning rate")
+    beta1: float = option(0.9, min=0, below=1, help="decay of the first moment")
+    beta2: float = option(0.999, min=0, below=1, help="decay of the second moment")
+    weight_decay: float = option(0.0, min=0, help="decoupled weight decay, times lr")
+
+
+@dataclass
+class ZeroShot:
+    """No training: the model as it is, raw or with calibrated label words."""
+
+    name: str = option("zero_shot", help="method name in tables", label=True)
+    calibrate: bool = option(
+        False, help="subtract each label word's mean log-probability over unlabelled rows"
+    )
+    num_calibration: int = option(200, min=1, help="training rows used to calibrate")
+
+
+# --- sparsity --------------------------------------------------------------------------------
+
+_SPARSITY = {"min": 0, "below": 1, "help": "share of each matrix's weights that is FROZEN"}
+_VECTORS = {
+    "choices": ("dense", "frozen", "masked"),
+    "help": "what 1-D tensors do: all train, none, or masked like matrices",
+}
+
+
+@dataclass
+class Dense:
+    """Every weight is perturbed and trained."""
+
+    name: str = option("none", help="mask name in tables", label=True)
+
+
+@dataclass
+class SmallWeights:
+    """Only the smallest weights of each tensor move (Sparse-MeZO)."""
+
+    name: str = option("small_weights", help="mask name in tables", label=True)
+    sparsity: float = option(0.75, **_SPARSITY)
+    vectors: str = option("dense", **_VECTORS)
+
+
+@dataclass
+class LargeWeights:
+    """Only the largest weights of each tensor move (control for Sparse-MeZO)."""
+
+    name: str = option("large_weights", help="mask name in tables", label=True)
+    sparsity: float = option(0.75, **_SPARSITY)
+    vectors: str = option("dense", **_VECTORS)
+
+
+@dataclass
+class RandomMask:
+    """A random choice of weights moves (control for Sparse-MeZO)."""
+
+    name: str = option("random", help="mask name in tables", label=True)
+    sparsity: float = option(0.75, **_SPARSITY)
+    vectors: str = option("dense", **_VECTORS)
+    resample: str = option(
+        "run", choices=("run", "step"), help="one mask per run, or a new one each step"
+    )
+
+
+# --- tasks and launchers, chosen by `kind` ---------------------------------------------------
+
+
+@dataclass
+class Classification:
+    """One text, one label word: the prompt is the template, the answer one of the label words."""
+
+    name: str = option(help="task name in tables", label=True)
+    path: str = option(help="embedded name, or a folder with train.jsonl and test.jsonl")
+    template: str = option(help="prompt with the row's fields in braces, such as {sentence}")
+    label_words: list[str] = option(help="answer of label 0, 1, ...")
+    label_column: str = option("label", help="field that holds the label")
+    num_train: int = option(1000, min=1, help="training rows used, at most")
+    num_dev: int = option(500, min=1, help="dev rows used, at most")
+    num_test: int = option(1000, min=1, help="test rows used, at most")
+    max_length: int | None = option(
+        None, min=2, help="longest prompt in tokens; null: what the model can take"
+    )
+
+
+@dataclass
+class LocalLauncher:
+    """Cells run on this machine, several at a time."""
+
+    name: str = option("local", help="launcher name", label=True)
+    parallel: int | None = option(None, min=1, help="cells at a time; null: number of cores")
+    threads: int = option(1, min=1, help="CPU threads per cell")
+
+
+@dataclass
+class SlurmLauncher:
+    """Cells run as one SLURM array."""
+
+    name: str = option("slurm", help="launcher name", label=True)
+    partition: str | None = option(None, help="SLURM partition; null: the default one")
+    account: str | None = option(None, help="account that is charged")
+    qos: str | None = option(None, help="quality of service")
+    gres: str | None = option(None, help="generic resources, such as gpu:a100:1")
+    gpus: int | None = option(None, min=0, help="GPUs per cell; null: 1 if the cluster has any")
+    cpus: int = option(4, min=1, help="CPU cores per cell")
+    memory_gb: float | None = option(None, above=0, help="memory per cell in GB")
+    time_minutes: int = option(60, min=1, help="time limit of a job in minutes")
+    array_parallelism: int = option(256, min=1, help="array members that may run at a time")
+    setup: list[str] = option([], help="shell lines run before the job")
+    signal_seconds: int = option(
+        120, min=0, help="how long before the time limit a cell is told to save, in seconds"
+    )
+
+
+#: slot -> (key that chooses, value of that key -> dataclass). The only such mapping.
+PARTS: dict[str, tuple[str, dict[str, type]]] = {
+    "optimizer": (
+        "_target_",
+        {
+            "zolab.optim.ZeroOrder": ZeroOrder,
+            "zolab.baselines.AdamW": AdamW,
+            "zolab.baselines.ZeroShot": ZeroShot,
+        },
+    ),
+    "optimizer.estimator": ("_target_", {"zolab.optim.TwoSided": TwoSided}),
+    "optimizer.direction": (
+        "_target_",
+        {"zolab.optim.Gaussian": Gaussian, "zolab.optim.Rademacher": Rademacher},
+    ),
+    "optimizer.rule": (
+        "_target_",
+        {"zolab.optim.Sgd": Sgd, "zolab.optim.Momentum": Momentum},
+    ),
+    "optimizer.placement": (
+        "_target_",
+        {
+            "auto": Auto,
+            "zolab.optim.InPlace": InPlace,
+            "zolab.optim.Paired": Paired,
+            "zolab.optim.PerLayer": PerLayer,
+        },
+    ),
+    "sparsity": (
+        "_target_",
+        {
+            "zolab.optim.Dense": Dense,
+            "zolab.optim.SmallWeights": SmallWeights,
+            "zolab.optim.LargeWeights": LargeWeights,
+            "zolab.optim.RandomMask": RandomMask,
+        },
+    ),
+    "task": ("kind", {"classification": Classification}),
+    "launcher": ("kind", {"local": LocalLauncher, "slurm": SlurmLauncher}),
+}
+
+#: target -> dataclass over all slots that are built from classes.
+TARGETS: dict[str, type] = {
+    target: cls
+    for chooser, choices in PARTS.values()
+    if chooser == "_target_"
+    for target, cls in choices.items()
+}

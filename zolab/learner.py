@@ -68,8 +68,7 @@ class ZerothOrderLearner:
         self.optimizer.flush()
 
     def tensors(self) -> dict[str, Tensor]:
-        return self.optimizer.rule.state()
+        return self.optimizer.tensors()
 
     def load_tensors(self, tensors: dict[str, Tensor], step: int) -> None:
-        self.optimizer.rule.load_state(tensors)
-        self.optimizer.num_steps = step
+        self.optimizer.load_tensors(tensors, step)

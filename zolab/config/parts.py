@@ -128,6 +128,11 @@ _VECTORS = {
     "choices": ("dense", "frozen", "masked"),
     "help": "what 1-D tensors do: all train, none, or masked like matrices",
 }
+_THRESHOLD = {
+    "choices": ("tensor", "global"),
+    "help": "a magnitude quantile for each tensor, or one for all",
+}
+_REFRESH = {"min": 0, "help": "steps between new thresholds; 0: those of the initial weights"}
 
 
 @dataclass
@@ -144,6 +149,8 @@ class SmallWeights:
     name: str = option("small_weights", help="mask name in tables", label=True)
     sparsity: float = option(0.75, **_SPARSITY)
     vectors: str = option("dense", **_VECTORS)
+    threshold: str = option("tensor", **_THRESHOLD)
+    refresh_every: int = option(0, **_REFRESH)
 
 
 @dataclass
@@ -153,6 +160,8 @@ class LargeWeights:
     name: str = option("large_weights", help="mask name in tables", label=True)
     sparsity: float = option(0.75, **_SPARSITY)
     vectors: str = option("dense", **_VECTORS)
+    threshold: str = option("tensor", **_THRESHOLD)
+    refresh_every: int = option(0, **_REFRESH)
 
 
 @dataclass
@@ -163,7 +172,19 @@ class RandomMask:
     sparsity: float = option(0.75, **_SPARSITY)
     vectors: str = option("dense", **_VECTORS)
     resample: str = option(
-        "run", choices=("run", "step"), help="one mask per run, or a new one each step"
+        "run", choices=("run", "step"), help="one mask per run, or new ones as it goes on"
+    )
+    resample_every: int = option(1, min=1, help="steps a mask lasts under resample=step")
+
+
+@dataclass
+class LayerMask:
+    """A random share of the layers moves in each step (LeZO)."""
+
+    name: str = option("layers", help="mask name in tables", label=True)
+    sparsity: float = option(0.75, min=0, below=1, help="share of the layers that is FROZEN")
+    always_active: list[str] = option(
+        ["embed", "head", "final_norm"], help="what outside the layers moves in every step"
     )
 
 
@@ -251,6 +272,7 @@ PARTS: dict[str, tuple[str, dict[str, type]]] = {
             "zolab.optim.SmallWeights": SmallWeights,
             "zolab.optim.LargeWeights": LargeWeights,
             "zolab.optim.RandomMask": RandomMask,
+            "zolab.optim.LayerMask": LayerMask,
         },
     ),
     "task": ("kind", {"classification": Classification}),

@@ -9,7 +9,7 @@ optimizer.flush()
 
 from zolab.optim.directions import Direction, Gaussian, Rademacher
 from zolab.optim.estimators import TwoSided
-from zolab.optim.masks import Dense, LargeWeights, RandomMask, SmallWeights
+from zolab.optim.masks import Dense, LargeWeights, LayerMask, RandomMask, SmallWeights
 from zolab.optim.methods import MeZO, MeZOMomentum, SparseMeZO
 from zolab.optim.placements import InPlace, Paired, PerLayer
 from zolab.optim.rules import Momentum, Sgd
@@ -22,6 +22,7 @@ __all__ = [
     "Gaussian",
     "InPlace",
     "LargeWeights",
+    "LayerMask",
     "MeZO",
     "MeZOMomentum",
     "Momentum",

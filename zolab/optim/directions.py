@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
 from zolab.optim import native
 from zolab.optim.noise import make_noise
+from zolab.optim.parameters import ParamInfo
+
+if TYPE_CHECKING:
+    from zolab.optim.masks import Dense
 
 
 class Direction:
@@ -33,6 +40,19 @@ class Direction:
     ) -> Tensor | None:
         """Nothing is kept: z is made when it is needed."""
         return None
+
+    def check(self, mask: Dense) -> None:
+        """Refuse a mask that the direction cannot go with; ValueError with the reason."""
+
+    def setup(self, infos: Sequence[ParamInfo], run_seed: int) -> None:
+        """Called once, with the trained parameters."""
+
+    def begin(self, step: int, seeds: Sequence[int]) -> None:
+        """A step begins whose probes have these seeds."""
+
+    def gain(self, pid: int) -> float:
+        """Factor on the estimate of one parameter: its gradient estimate is gain * c * z."""
+        return 1.0
 
     def rows(self, pid: int, seed: int, index: Tensor, width: int) -> Tensor:
         """Rows `index` (int64) of a (rows, width) parameter's z: float32 (len(index), width)."""
@@ -103,7 +123,7 @@ class Kept:
 
     def _draw(self, seed: int, device: torch.device) -> dict[int, Tensor]:
         noise = self.direction.noise
-        if device.type == "cpu" and native.available():
+        if self.kind is None or (device.type == "cpu" and native.available()):
             return {
                 pid: self.direction.z(pid, seed, 0, size, device)
                 for pid, size in self._sizes.items()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -59,6 +59,17 @@ class Engine:
         if 4 * total <= KEEP_BYTES:
             self.source = Kept(direction, {info.pid: info.numel for info in self.infos})
         self._held: dict[int, Tensor | bool] = {}
+
+    def scaled(self, update: Update, info: ParamInfo) -> Update:
+        """The update of one parameter, with the factor its direction puts on the estimate."""
+        gain = self.direction.gain(info.pid)
+        if gain == 1.0:
+            return update
+        return replace(update, slopes=tuple(slope * gain for slope in update.slopes))
+
+    def forget(self) -> None:
+        """Drop whatever was derived from the run seed, after that seed changed."""
+        self._held.clear()
 
     # -- masks -----------------------------------------------------------------------------------
 

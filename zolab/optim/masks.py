@@ -13,11 +13,19 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from zolab.optim.keys import probe_seed
+from zolab.optim.keys import permutation, probe_seed
 from zolab.optim.parameters import ParamInfo
 from zolab.optim.philox import CHUNK, Stream, words
 
 VECTORS = ("dense", "frozen", "masked")
+#: Probe number of the seeds of masks; those of real directions are small.
+MASK_PROBE = (1 << 32) - 1
+#: What a parameter outside the layers may be, with the marks in its name; the first that fits.
+ROLES = {
+    "head": ("head", "score", "classifier", "project_out", "embed_out"),
+    "embed": ("emb", "wte", "wpe", "project_in"),
+    "final_norm": ("norm", "ln_"),
+}
 
 
 class Dense:
@@ -25,10 +33,21 @@ class Dense:
 
     #: True when the mask depends on neither the weights nor the step.
     static = True
+    #: True when a tensor moves whole or not at all.
+    structured = True
     sparsity = 0.0
+    run_seed = 0
 
     def setup(self, infos: Sequence[ParamInfo], run_seed: int) -> None:
         """Called once, with the initial weights."""
+        self.run_seed = run_seed
+
+    def due(self, step: int) -> bool:
+        """Whether `refresh` is to be called, with clean weights, before this step."""
+        return False
+
+    def refresh(self, infos: Sequence[ParamInfo]) -> None:
+        """Decide anew whatever was decided from the weights."""
 
     def keep(self, info: ParamInfo, weight: Tensor, step: int) -> Tensor | bool:
         """The coordinates that move: True (all), False (none) or a bool tensor of the shape.
@@ -40,12 +59,81 @@ class Dense:
         """
         return True
 
+    def num_active(self, infos: Sequence[ParamInfo], step: int) -> int:
+        """Scalars that move in a step, counted from clean weights; what a table should report."""
+        kept = ((info, self.keep(info, info.data, step)) for info in infos)
+        return sum(int(k.sum()) if isinstance(k, Tensor) else k * info.numel for info, k in kept)
+
     def state(self) -> dict[str, float]:
         """What `setup` found in the initial weights, exactly; goes into the run's header."""
         return {}
 
     def load_state(self, state: dict[str, float]) -> None:
         """Take back what `state` gave, instead of `setup` on weights that have moved since."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """State that moves during a run; empty when `setup` decides everything."""
+        return {}
+
+    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Take back what `tensors` gave."""
+
+
+class LayerMask(Dense):
+    """LeZO (arXiv 2410.09823): each step a random share of the layers moves, the rest stays.
+
+    A layer is whatever shares the first number in the canonical parameter name
+    ("model.layers.3."). The choice is a function of (run seed, step). round((1 - sparsity) * L)
+    of the L layers move, and never fewer than one, so no step is spent on nothing.
+
+    Args:
+        sparsity: share of the layers that is frozen in a step, 0 <= sparsity < 1.
+        always_active: what outside the layers moves in every step, of embed, head, final_norm;
+            the paper does not say, all three is ours. What is left out never moves. A tied head
+            is the embedding. Parameters of no known role move in every step.
+    """
+
+    static = False
+
+    def __init__(
+        self, sparsity: float = 0.75, always_active: Sequence[str] = ("embed", "head", "final_norm")
+    ) -> None:
+        if not 0.0 <= sparsity < 1.0:
+            raise ValueError(f"sparsity.sparsity = {sparsity}: expected 0 <= sparsity < 1")
+        odd = [role for role in always_active if role not in ROLES]
+        if odd:
+            raise ValueError(f"sparsity.always_active = {odd[0]!r}: expected {', '.join(ROLES)}")
+        self.sparsity = sparsity
+        self.always_active = list(always_active)
+        self._layers: dict[str, int] = {}
+        self._chosen: tuple[int, frozenset[int]] = (-1, frozenset())
+
+    def setup(self, infos: Sequence[ParamInfo], run_seed: int) -> None:
+        super().setup(infos, run_seed)
+        names = [layer_of(info.name) for info in infos]
+        self._layers = {name: i for i, name in enumerate(dict.fromkeys(filter(None, names)))}
+        self._chosen = (-1, frozenset())
+        if not self._layers:
+            raise ValueError(
+                "sparsity = layers: no trained parameter has a layer number in its name "
+                f"(first: {infos[0].name}); give named parameters, or use another mask"
+            )
+
+    def keep(self, info: ParamInfo, weight: Tensor, step: int) -> bool:
+        layer = layer_of(info.name)
+        if layer is not None:
+            return self.sparsity == 0.0 or self._layers[layer] in self.chosen(step)
+        role = role_of(info.name)
+        return role is None or role in self.always_active
+
+    def chosen(self, step: int) -> frozenset[int]:
+        """Indices of the layers that move in a step, in the order of the parameters."""
+        if self._chosen[0] != step:
+            total = len(self._layers)
+            num = max(1, int((1.0 - self.sparsity) * total + 0.5))
+            order = permutation(probe_seed(self.run_seed, step, MASK_PROBE), 0, total)
+            self._chosen = (step, frozenset(order[:num].tolist()))
+        return self._chosen[1]
 
 
 class _Sparse(Dense):
@@ -58,6 +146,7 @@ class _Sparse(Dense):
     """
 
     static = False
+    structured = False
 
     def __init__(self, sparsity: float = 0.75, vectors: str = "dense") -> None:
         if not 0.0 <= sparsity < 1.0:
@@ -79,19 +168,48 @@ class _Sparse(Dense):
 
 
 class _Magnitude(_Sparse):
-    """Thresholds per tensor from the initial weights, fixed; the mask follows today's weights."""
+    """Thresholds from clean weights, the mask from today's weights.
 
-    def __init__(self, sparsity: float = 0.75, vectors: str = "dense") -> None:
+    Args:
+        threshold: "tensor" gives each tensor its own quantile (the paper); "global" takes one
+            quantile over all masked tensors, so that their densities differ.
+        refresh_every: steps between new thresholds, read from the weights as they are then; 0 keeps
+            those of the initial weights (the paper).
+    """
+
+    def __init__(
+        self,
+        sparsity: float = 0.75,
+        vectors: str = "dense",
+        threshold: str = "tensor",
+        refresh_every: int = 0,
+    ) -> None:
         super().__init__(sparsity, vectors)
+        if threshold not in ("tensor", "global"):
+            raise ValueError(f"sparsity.threshold = {threshold!r}: expected tensor or global")
+        if refresh_every < 0:
+            raise ValueError(f"sparsity.refresh_every = {refresh_every}: expected at least 0")
+        self.threshold = threshold
+        self.refresh_every = refresh_every
         self.thresholds: dict[str, float] = {}
 
     def setup(self, infos: Sequence[ParamInfo], run_seed: int) -> None:
-        if self.sparsity > 0.0:
-            self.thresholds = {
-                info.name: self._threshold(info.data)
-                for info in infos
-                if not info.is_vector or self.vectors == "masked"
-            }
+        super().setup(infos, run_seed)
+        self.refresh(infos)
+
+    def due(self, step: int) -> bool:
+        every = self.refresh_every
+        return every > 0 and self.sparsity > 0.0 and step > 1 and (step - 1) % every == 0
+
+    def refresh(self, infos: Sequence[ParamInfo]) -> None:
+        masked = [i for i in infos if not i.is_vector or self.vectors == "masked"]
+        if self.sparsity == 0.0 or not masked:
+            return
+        if self.threshold == "global":
+            whole = torch.cat([i.data.detach().abs().view(-1).float().cpu() for i in masked])
+            self.thresholds = dict.fromkeys((i.name for i in masked), self._quantile(whole))
+        else:
+            self.thresholds = {info.name: self._quantile(info.data) for info in masked}
 
     def state(self) -> dict[str, float]:
         return dict(self.thresholds)
@@ -99,7 +217,16 @@ class _Magnitude(_Sparse):
     def load_state(self, state: dict[str, float]) -> None:
         self.thresholds = dict(state)
 
-    def _threshold(self, weight: Tensor) -> float:
+    def tensors(self) -> dict[str, Tensor]:
+        if not self.refresh_every:
+            return {}
+        return {k: torch.tensor(v, dtype=torch.float64) for k, v in self.thresholds.items()}
+
+    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
+        if tensors:
+            self.thresholds = {name: float(value) for name, value in tensors.items()}
+
+    def _quantile(self, weight: Tensor) -> float:
         raise NotImplementedError
 
 
@@ -110,7 +237,7 @@ class SmallWeights(_Magnitude):
     without the absolute value; the prose says magnitude, and so do we.
     """
 
-    def _threshold(self, weight: Tensor) -> float:
+    def _quantile(self, weight: Tensor) -> float:
         rank = math.ceil((1.0 - self.sparsity) * weight.numel())
         return _kth_magnitude(weight, max(1, rank))
 
@@ -121,7 +248,7 @@ class SmallWeights(_Magnitude):
 class LargeWeights(_Magnitude):
     """The paper's control: move the weights with |w| >= h, h the sparsity quantile of |w0|."""
 
-    def _threshold(self, weight: Tensor) -> float:
+    def _quantile(self, weight: Tensor) -> float:
         frozen = math.floor(self.sparsity * weight.numel())
         return _kth_magnitude(weight, min(frozen + 1, weight.numel()))
 
@@ -130,34 +257,54 @@ class LargeWeights(_Magnitude):
 
 
 class RandomMask(_Sparse):
-    """R-MeZO, the paper's other control: a random mask of the same density.
+    """R-MeZO, Sparse-MeZO's other control, and ZO-Bench's gradient pruning: a random mask.
+
+    Each coordinate moves with probability 1 - sparsity. ZO-Bench's own code (arXiv 2402.11592)
+    compares a normal number instead of a uniform one, so its zeroed share is Φ(s) (0.69 for 0.5).
 
     Args:
-        resample: "run" keeps one mask for the whole run; "step" draws a new one each step.
+        resample: "run" keeps one mask for the whole run; "step" draws new ones.
+        resample_every: steps that a mask lasts under resample = "step".
     """
 
     def __init__(
-        self, sparsity: float = 0.75, vectors: str = "dense", resample: str = "run"
+        self,
+        sparsity: float = 0.75,
+        vectors: str = "dense",
+        resample: str = "run",
+        resample_every: int = 1,
     ) -> None:
         super().__init__(sparsity, vectors)
         if resample not in ("run", "step"):
             raise ValueError(f"sparsity.resample = {resample!r}: expected run or step")
+        if resample_every < 1:
+            raise ValueError(f"sparsity.resample_every = {resample_every}: expected at least 1")
         self.resample = resample
+        self.resample_every = resample_every
         self.static = resample == "run"
-        self._run_seed = 0
-
-    def setup(self, infos: Sequence[ParamInfo], run_seed: int) -> None:
-        self._run_seed = run_seed
 
     def _choose(self, info: ParamInfo, weight: Tensor, step: int) -> Tensor:
-        # Probe numbers of real directions are small: the key below is used by nothing else.
-        seed = probe_seed(self._run_seed, 0 if self.static else step, (1 << 32) - 1)
+        period = 0 if self.static else 1 + (step - 1) // self.resample_every
+        seed = probe_seed(self.run_seed, period, MASK_PROBE)
         limit = round((1.0 - self.sparsity) * (1 << 32))
         keep = torch.empty(info.numel, dtype=torch.bool, device=weight.device)
         for start in range(0, info.numel, 4 * CHUNK):
             part = keep[start : start + 4 * CHUNK]
             part.copy_(words(start, len(part), seed, info.pid, Stream.MASK, keep.device) < limit)
         return keep.view(weight.shape)
+
+
+def layer_of(name: str) -> str | None:
+    """A canonical name up to its first number ("model.layers.3"), None outside the layers."""
+    parts = name.split(".")
+    number = next((i for i, part in enumerate(parts) if part.isdigit()), None)
+    return None if number is None else ".".join(parts[: number + 1])
+
+
+def role_of(name: str) -> str | None:
+    """What a parameter outside the layers is, see `ROLES`; None if its name tells nothing."""
+    fits = (role for role, marks in ROLES.items() if any(mark in name.lower() for mark in marks))
+    return next(fits, None)
 
 
 def _kth_magnitude(weight: Tensor, k: int) -> float:

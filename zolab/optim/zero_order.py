@@ -105,7 +105,10 @@ class ZeroOrder(torch.optim.Optimizer):
         self.table, self.infos = self._collect(model)
         self._model = model
         self._check_numbers()
+        self.direction.check(self.mask)
+        self.rule.check(self.direction)
         self.mask.setup(self.infos, seed)
+        self.direction.setup(self.infos, seed)
         self.engine = Engine(self.infos, self.direction, self.mask)
         self.use_placement(placement or default_placement(self.infos, self.mask, model))
         exact = any(info.param.dtype == torch.float64 for info in self.infos)
@@ -144,9 +147,8 @@ class ZeroOrder(torch.optim.Optimizer):
     def estimate(self, closure: Closure) -> float:
         """The losses of the next step and its coefficients; `step()` then applies them."""
         step = self.num_steps + 1
-        self.engine.step = step
         points = self.estimator.plan(step)
-        probes = self._probes(step)
+        probes = self._begin(step)
         eps = [group["eps"] for group in self.param_groups]
         raw = self.reduce(self.placement.losses(probes, eps, closure))
         losses = tuple(float(f"{loss:.{self._digits}g}") for loss in raw)
@@ -182,9 +184,8 @@ class ZeroOrder(torch.optim.Optimizer):
         """
         if step != self.num_steps + 1:
             raise ValueError(f"replay of step {step}: expected step {self.num_steps + 1}")
-        self.engine.step = step
         eps = [group["eps"] for group in self.param_groups]
-        self.placement.walk(self._probes(step), eps)
+        self.placement.walk(self._begin(step), eps)
         update = None
         if coefficients is not None:
             lrs = (lr, *(group["lr"] for group in self.param_groups[1:]))
@@ -201,7 +202,7 @@ class ZeroOrder(torch.optim.Optimizer):
         out["zero_order"] = {
             "step": self.num_steps,
             "seed": self.seed,
-            "rule": self.rule.state(),
+            "tensors": self.tensors(),
             "mask": self.mask.state(),
         }
         return out
@@ -210,11 +211,38 @@ class ZeroOrder(torch.optim.Optimizer):
         """Continue from `state_dict`; the weights are the caller's to restore."""
         mine = state_dict["zero_order"]
         super().load_state_dict({k: v for k, v in state_dict.items() if k != "zero_order"})
-        self.num_steps, self.seed = mine["step"], mine["seed"]
-        self.rule.load_state(mine["rule"])
+        self.seed = self.mask.run_seed = mine["seed"]
+        self.direction.setup(self.infos, self.seed)
         self.mask.load_state(mine["mask"])
+        self.engine.forget()
+        self.load_tensors(mine["tensors"], mine["step"])
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What the parts keep beside the weights and the journal cannot skip: `part/name`."""
+        parts = {"rule": self.rule.state(), "mask": self.mask.tensors()}
+        return {f"{part}/{k}": v for part, held in parts.items() for k, v in held.items()}
+
+    def load_tensors(self, tensors: dict[str, Tensor], step: int) -> None:
+        """Take back what `tensors` gave after `step` steps."""
+        held: dict[str, dict[str, Tensor]] = {"rule": {}, "mask": {}}
+        for key, value in tensors.items():
+            part, _, name = key.partition("/")
+            held.setdefault(part, {})[name] = value
+        self.rule.load_state(held["rule"])
+        self.mask.load_tensors(held["mask"])
+        self.num_steps = step
 
     # -- helpers ---------------------------------------------------------------------------------
+
+    def _begin(self, step: int) -> list[Probe]:
+        """Tell the parts that a step begins; returns its probes."""
+        probes = self._probes(step)
+        if self.mask.due(step):
+            self.flush()  # new thresholds are read from clean weights
+            self.mask.refresh(self.infos)
+        self.engine.step = step
+        self.direction.begin(step, [probe.seed for probe in probes])
+        return probes
 
     def _probes(self, step: int) -> list[Probe]:
         scales: dict[int, list[float]] = {}

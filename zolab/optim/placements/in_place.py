@@ -85,9 +85,10 @@ class InPlace(Placement):
             terms.append(Term(-at.scale * at.eps[info.group], at.seed))
         if update is not None and rule.stateful:
             engine.sweep(info, terms, mask)
-            rule.apply_(engine, info, update, mask, stochastic=False)
+            rule.apply_(engine, info, engine.scaled(update, info), mask, stochastic=False)
             terms = []
         elif update is not None:
+            update = engine.scaled(update, info)
             terms = _merge(terms + rule.terms(update, info.group, stochastic=False))
         engine.sweep(info, [*terms, *then], mask)
 

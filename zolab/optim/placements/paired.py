@@ -34,7 +34,8 @@ class CleanWeights(Placement):
         for info in self.engine.infos:
             mask = self.engine.mask_of(info)
             stochastic = half_precision(info.data)
-            self.rule.apply_(self.engine, info, update, mask, stochastic)
+            scaled = self.engine.scaled(update, info)
+            self.rule.apply_(self.engine, info, scaled, mask, stochastic)
 
     def _one(self, seed: int, scale: float, eps: Sequence[float], closure: Closure) -> float:
         """Loss at theta + scale * eps * z; scale 0 is the model as it is."""

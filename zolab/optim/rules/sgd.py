@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from zolab.optim.backend import Term
+from zolab.optim.directions import Direction
 from zolab.optim.engine import Engine, Update
 from zolab.optim.parameters import ParamInfo
 
@@ -28,6 +29,9 @@ class Rule:
     ) -> None:
         """Update one parameter in place; its weights are clean."""
         engine.sweep(info, self.terms(update, info.group, stochastic), mask)
+
+    def check(self, direction: Direction) -> None:
+        """Refuse a direction that the rule cannot work with; ValueError with the reason."""
 
     def state(self) -> dict[str, Tensor]:
         """Tensors to save, by name; empty for stateless rules."""

@@ -26,7 +26,7 @@ CHOICES = [
     if file.parent != CONF_DIR
 ]
 #: What the runner hands to a class besides the keys of its YAML.
-CONTEXT = {"params", "mask", "model", "seed", "args", "kwargs"}
+CONTEXT = {"params", "mask", "model", "seed", "seeds", "args", "kwargs"}
 
 
 @pytest.fixture

@@ -21,26 +21,30 @@ class JournalRow:
         lr: learning rate of the first parameter group.
         coefficients: per probe, exactly what the update used; None for a skipped step.
         losses: in the order evaluated.
+        extra: what else the method decided by value; None for most methods.
     """
 
     step: int
     lr: float
     coefficients: tuple[float, ...] | None
     losses: tuple[float, ...]
+    extra: dict[str, Any] | None = None
 
     @classmethod
     def of(cls, record: StepRecord) -> JournalRow:
-        return cls(record.step, record.lr, record.coefficients, record.losses)
+        return cls(record.step, record.lr, record.coefficients, record.losses, record.extra)
 
     def to_json(self) -> dict[str, Any]:
         """Short keys: a plain two-sided row stays within 100 bytes."""
         c = None if self.coefficients is None else list(self.coefficients)
-        return {"s": self.step, "lr": self.lr, "c": c, "l": list(self.losses)}
+        row = {"s": self.step, "lr": self.lr, "c": c, "l": list(self.losses)}
+        return row if self.extra is None else {**row, "x": self.extra}
 
     @classmethod
     def from_json(cls, row: dict[str, Any]) -> JournalRow:
         c = row["c"]
-        return cls(row["s"], row["lr"], None if c is None else tuple(c), tuple(row["l"]))
+        c = None if c is None else tuple(c)
+        return cls(row["s"], row["lr"], c, tuple(row["l"]), row.get("x"))
 
 
 class Journal:
@@ -84,7 +88,7 @@ def replay(optimizer: ZeroOrder, rows: Sequence[JournalRow]) -> None:
     """Repeat the steps of `rows` that come after the optimizer's last one; weights end clean."""
     for row in rows:
         if row.step > optimizer.num_steps:
-            optimizer.replay(row.step, row.lr, row.coefficients)
+            optimizer.replay(row.step, row.lr, row.coefficients, row.extra, row.losses)
     optimizer.flush()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from zolab.optim.directions import Direction, Gaussian
 from zolab.optim.engine import Engine, Update
-from zolab.optim.estimators import TwoSided
+from zolab.optim.estimators import Estimator, TwoSided
 from zolab.optim.keys import probe_seed
 from zolab.optim.masks import Dense
-from zolab.optim.noise import rounding_unit
+from zolab.optim.noise import root_mean_square, rounding_unit
 from zolab.optim.parameters import ParamInfo, canonical_name, check_trainable, parameter_table
 from zolab.optim.placements import InPlace, Paired, Placement, Probe
 from zolab.optim.placements.base import Closure
@@ -38,6 +38,7 @@ class StepRecord:
             was not finite and the step was skipped.
         loss: the loss the estimator reports.
         num_forwards: forward passes on the mini-batch.
+        extra: what the method decided by value beyond the coefficients, JSON-able; None for most.
     """
 
     step: int
@@ -46,6 +47,7 @@ class StepRecord:
     coefficients: tuple[float, ...] | None
     loss: float
     num_forwards: int
+    extra: dict[str, Any] | None = None
 
     @property
     def projected_grad(self) -> float:
@@ -67,6 +69,8 @@ class ZeroOrder(torch.optim.Optimizer):
             probe, parameter, element) alone.
         model: the module that owns the parameters; required by `Paired` and `PerLayer`. With it,
             parameter ids count all its parameters, so freezing one does not move the others'.
+        seeds: (step, probe) -> seed of a direction, in place of the keyed seeds of `seed`: for
+            parity with programs that draw theirs from a generator of their own.
 
     Raises:
         ValueError: an argument out of range, or a parameter that cannot be trained, by name.
@@ -83,19 +87,22 @@ class ZeroOrder(torch.optim.Optimizer):
         eps: float = 1e-3,
         weight_decay: float = 0.0,
         *,
-        estimator: TwoSided | None = None,
+        estimator: Estimator | None = None,
         direction: Direction | None = None,
         mask: Dense | None = None,
         rule: Rule | None = None,
         placement: Placement | None = None,
         seed: int = 0,
         model: nn.Module | None = None,
+        seeds: Callable[[int, int], int] | None = None,
     ) -> None:
         super().__init__(params, {"lr": lr, "eps": eps, "weight_decay": weight_decay})
         for group in self.param_groups:
             _check_group(group)
         probe_seed(seed, 0, 0)  # refuses a seed out of range
         self.seed = seed
+        self._seeds = seeds
+        self._planned: tuple[int, list[Probe]] | None = None
         self.num_steps = 0
         self.last: StepRecord | None = None
         self.estimator = estimator or TwoSided()
@@ -107,9 +114,13 @@ class ZeroOrder(torch.optim.Optimizer):
         self._check_numbers()
         self.direction.check(self.mask)
         self.rule.check(self.direction)
+        self.rule.check_mask(self.mask)
         self.mask.setup(self.infos, seed)
         self.direction.setup(self.infos, seed)
         self.engine = Engine(self.infos, self.direction, self.mask)
+        if self.rule.reach > 1 or getattr(self.estimator, "num_probes", 1) > 2:
+            # More seeds in turn than `Kept` remembers: it would make all of z for each of them.
+            self.engine.source = self.direction
         self.use_placement(placement or default_placement(self.infos, self.mask, model))
         exact = any(info.param.dtype == torch.float64 for info in self.infos)
         # Nine digits are finer than fp32 and keep a journal row short; fp64 keeps them all.
@@ -138,8 +149,7 @@ class ZeroOrder(torch.optim.Optimizer):
             raise RuntimeError("step() without a closure needs estimate(closure) before it")
         record, update = self._pending
         self._pending = None
-        self.placement.update(update)
-        self.num_steps = record.step
+        self._finish(record.step, update, record.losses)
         self.last = record
         return record.loss
 
@@ -147,22 +157,41 @@ class ZeroOrder(torch.optim.Optimizer):
     def estimate(self, closure: Closure) -> float:
         """The losses of the next step and its coefficients; `step()` then applies them."""
         step = self.num_steps + 1
-        points = self.estimator.plan(step)
-        probes = self._begin(step)
-        eps = [group["eps"] for group in self.param_groups]
-        raw = self.reduce(self.placement.losses(probes, eps, closure))
-        losses = tuple(float(f"{loss:.{self._digits}g}") for loss in raw)
-        if len(losses) != len(points):
-            raise RuntimeError(f"closure gave {len(losses)} losses, expected {len(points)}")
-        finite = all(math.isfinite(loss) for loss in losses)
+        self._pending = self._take(step, self._begin(step), closure)
+        return self._pending[0].loss
+
+    def _take(
+        self, step: int, probes: list[Probe], closure: Closure
+    ) -> tuple[StepRecord, Update | None]:
+        """Evaluate a step; `_retrace` must leave the same bits from the record alone."""
+        losses = self._losses(probes, closure)
         estimate = self.estimator.combine(losses)
-        update = self._update(step, estimate.slopes) if finite else None
-        coefficients = tuple(s / eps[0] for s in estimate.slopes) if finite else None
-        record = StepRecord(
-            step, self.param_groups[0]["lr"], losses, coefficients, estimate.loss, len(losses)
-        )
-        self._pending = (record, update)
-        return record.loss
+        finite = all(math.isfinite(loss) for loss in losses)
+        return self._record(step, losses, estimate.slopes if finite else None, estimate.loss)
+
+    def _record(
+        self,
+        step: int,
+        losses: tuple[float, ...],
+        slopes: tuple[float, ...] | None,
+        loss: float,
+        extra: dict[str, Any] | None = None,
+    ) -> tuple[StepRecord, Update | None]:
+        """Record and update of a step; `slopes` None when it is skipped."""
+        eps, lr = self.param_groups[0]["eps"], self.param_groups[0]["lr"]
+        if slopes is None:
+            return StepRecord(step, lr, losses, None, loss, len(losses), extra), None
+        coefficients = tuple(slope / eps for slope in slopes)
+        record = StepRecord(step, lr, losses, coefficients, loss, len(losses), extra)
+        # From the coefficients, as a replay has them: s / eps * eps is not always s.
+        return record, self._update(step, tuple(c * eps for c in coefficients))
+
+    def _losses(self, probes: Sequence[Probe], closure: Closure) -> tuple[float, ...]:
+        """The losses of the probes, as the journal will hold them."""
+        raw = self.reduce(self.placement.losses(probes, self.values("eps"), closure))
+        if len(raw) != sum(len(probe.scales) for probe in probes):
+            raise RuntimeError(f"closure gave {len(raw)} losses for {probes}")
+        return tuple(float(f"{loss:.{self._digits}g}") for loss in raw)
 
     def reduce(self, losses: list[float]) -> list[float]:
         """Hook for data parallelism: combine this process's losses with those of the others."""
@@ -174,23 +203,51 @@ class ZeroOrder(torch.optim.Optimizer):
             self.placement.flush()
 
     @torch.inference_mode()
-    def replay(self, step: int, lr: float, coefficients: Sequence[float] | None) -> None:
+    def replay(
+        self,
+        step: int,
+        lr: float,
+        coefficients: Sequence[float] | None,
+        extra: dict[str, Any] | None = None,
+        losses: Sequence[float] = (),
+    ) -> None:
         """Repeat a recorded step without any forward: same bits as the step itself left.
 
         Args:
             step: the step's number; must follow the last one.
             lr: learning rate it was taken with.
             coefficients: what `StepRecord.coefficients` held; None for a skipped step.
+            extra: what `StepRecord.extra` held.
+            losses: what `StepRecord.losses` held; needed to go on from here with an estimator that
+                reuses the losses of an earlier step, not for the weights.
         """
         if step != self.num_steps + 1:
             raise ValueError(f"replay of step {step}: expected step {self.num_steps + 1}")
-        eps = [group["eps"] for group in self.param_groups]
-        self.placement.walk(self._begin(step), eps)
-        update = None
+        slopes = None
         if coefficients is not None:
-            lrs = (lr, *(group["lr"] for group in self.param_groups[1:]))
-            update = self._update(step, tuple(c * eps[0] for c in coefficients), lrs)
+            slopes = tuple(c * self.param_groups[0]["eps"] for c in coefficients)
+        lrs = (lr, *self.values("lr")[1:])
+        update = self._retrace(step, self._begin(step), slopes, lrs, extra or {})
+        self._finish(step, update, tuple(losses))
+
+    def _retrace(
+        self,
+        step: int,
+        probes: list[Probe],
+        slopes: tuple[float, ...] | None,
+        lr: tuple[float, ...],
+        extra: dict[str, Any],
+    ) -> Update | None:
+        """Leave in the weights what `_take` left; returns the update it returned."""
+        self.placement.walk(probes, self.values("eps"))
+        return None if slopes is None else self._update(step, slopes, lr)
+
+    def _finish(self, step: int, update: Update | None, losses: tuple[float, ...]) -> None:
+        """Hand in the update and end the step, taken or replayed."""
+        if update is not None:
+            self.rule.note(update)
         self.placement.update(update)
+        self.estimator.note(losses)
         self.num_steps = step
 
     # -- state -----------------------------------------------------------------------------------
@@ -212,6 +269,7 @@ class ZeroOrder(torch.optim.Optimizer):
         mine = state_dict["zero_order"]
         super().load_state_dict({k: v for k, v in state_dict.items() if k != "zero_order"})
         self.seed = self.mask.run_seed = mine["seed"]
+        self._planned = None
         self.direction.setup(self.infos, self.seed)
         self.mask.load_state(mine["mask"])
         self.engine.forget()
@@ -219,17 +277,22 @@ class ZeroOrder(torch.optim.Optimizer):
 
     def tensors(self) -> dict[str, Tensor]:
         """What the parts keep beside the weights and the journal cannot skip: `part/name`."""
-        parts = {"rule": self.rule.state(), "mask": self.mask.tensors()}
+        parts = {
+            "rule": self.rule.state(),
+            "mask": self.mask.tensors(),
+            "estimator": self.estimator.state(),
+        }
         return {f"{part}/{k}": v for part, held in parts.items() for k, v in held.items()}
 
     def load_tensors(self, tensors: dict[str, Tensor], step: int) -> None:
         """Take back what `tensors` gave after `step` steps."""
-        held: dict[str, dict[str, Tensor]] = {"rule": {}, "mask": {}}
+        held: dict[str, dict[str, Tensor]] = {"rule": {}, "mask": {}, "estimator": {}}
         for key, value in tensors.items():
             part, _, name = key.partition("/")
             held.setdefault(part, {})[name] = value
         self.rule.load_state(held["rule"])
         self.mask.load_tensors(held["mask"])
+        self.estimator.load_state(held["estimator"])
         self.num_steps = step
 
     # -- helpers ---------------------------------------------------------------------------------
@@ -244,23 +307,33 @@ class ZeroOrder(torch.optim.Optimizer):
         self.direction.begin(step, [probe.seed for probe in probes])
         return probes
 
+    def values(self, key: str) -> tuple[float, ...]:
+        """One value per parameter group."""
+        return tuple(group[key] for group in self.param_groups)
+
+    def seed_of(self, step: int, probe: int) -> int:
+        """Seed of one direction of a step."""
+        return self._seeds(step, probe) if self._seeds else probe_seed(self.seed, step, probe)
+
     def _probes(self, step: int) -> list[Probe]:
-        scales: dict[int, list[float]] = {}
-        for point in self.estimator.plan(step):
-            scales.setdefault(point.probe, []).append(point.scale)
-        return [Probe(probe_seed(self.seed, step, j), tuple(s)) for j, s in scales.items()]
+        if self._planned is None or self._planned[0] != step:
+            scales: dict[int, list[float]] = {}
+            for point in self.estimator.plan(step):
+                scales.setdefault(point.probe, []).append(point.scale)
+            probes = [Probe(self.seed_of(step, j), tuple(s)) for j, s in scales.items()]
+            self._planned = (step, probes)
+        return self._planned[1]
 
     def _update(
         self, step: int, slopes: tuple[float, ...], lr: Sequence[float] | None = None
     ) -> Update:
-        groups = self.param_groups
         return Update(
             step=step,
             seeds=tuple(probe.seed for probe in self._probes(step)),
             slopes=slopes,
-            lr=tuple(lr or (group["lr"] for group in groups)),
-            eps=tuple(group["eps"] for group in groups),
-            weight_decay=tuple(group["weight_decay"] for group in groups),
+            lr=tuple(lr or self.values("lr")),
+            eps=self.values("eps"),
+            weight_decay=self.values("weight_decay"),
         )
 
     def _collect(self, model: nn.Module | None) -> tuple[dict[str, int], list[ParamInfo]]:
@@ -295,7 +368,7 @@ class ZeroOrder(torch.optim.Optimizer):
         """Warn when eps is lost in the rounding of the weights it is added to."""
         for info in self.infos:
             eps = self.param_groups[info.group]["eps"]
-            size = float(info.data.float().square().mean().sqrt()) if info.numel else 0.0
+            size = root_mean_square(info.data)
             unit = rounding_unit(info.param.dtype, size)
             if eps < unit:
                 warnings.warn(

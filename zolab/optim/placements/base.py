@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from zolab.optim.engine import Engine, Update
+from zolab.optim.engine import Engine, Update, half_precision
 
 if TYPE_CHECKING:
     from zolab.optim.rules import Rule
@@ -61,5 +61,15 @@ class Placement:
         """Apply a step; None (a non-finite loss) changes nothing but ends the step."""
         raise NotImplementedError
 
+    def rest(self) -> None:
+        """Take the perturbation out of the weights between `losses` or `walk` and `update`."""
+
     def flush(self) -> None:
         """Make the weights clean: apply whatever was deferred. Safe to call at any time."""
+
+
+def apply_now(engine: Engine, rule: Rule, update: Update) -> None:
+    """Apply an update to clean weights; 16-bit weights are rounded stochastically."""
+    for info in engine.infos:
+        stochastic = half_precision(info.data)
+        rule.apply_(engine, info, engine.scaled(update, info), engine.mask_of(info), stochastic)

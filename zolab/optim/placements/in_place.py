@@ -21,11 +21,18 @@ class InPlace(Placement):
 
     The mask of a step is decided from the clean weights inside that first sweep and held, packed
     one bit a weight, until its update is in.
+
+    Args:
+        sweeps: "two" as above; "official" walks as the published programs do, for parity with
+            their rounding: back to the start after each probe, the update at once and on its own.
     """
 
     name = "in_place"
 
-    def __init__(self) -> None:
+    def __init__(self, sweeps: str = "two") -> None:
+        if sweeps not in ("two", "official"):
+            raise ValueError(f"placement.sweeps = {sweeps!r}: expected two or official")
+        self.sweeps = sweeps
         self._stand: _Stand | None = None
         self._update: Update | None = None
         self._open = False  # a step has begun and its update has not been handed in
@@ -38,19 +45,31 @@ class InPlace(Placement):
             for scale in probe.scales:
                 self._move(_Stand(probe.seed, scale, tuple(eps)))
                 out.append(float(closure(1)[0]))
+            if self.sweeps == "official":
+                self.rest()
         return out
 
     def walk(self, probes: Sequence[Probe], eps: Sequence[float]) -> None:
         for probe in probes:
             for scale in probe.scales:
                 self._move(_Stand(probe.seed, scale, tuple(eps)))
+            if self.sweeps == "official":
+                self.rest()
 
     def update(self, update: Update | None) -> None:
         self._update = update
         self._open = False
+        if self.sweeps == "official":
+            self.flush()
+
+    def rest(self) -> None:
+        if self._stand is not None:
+            for info in self.engine.infos:
+                self._settle(info)
+            self._stand = self._update = None
 
     def flush(self) -> None:
-        if self._stand is not None:
+        if self._stand is not None or self._update is not None:
             for info in self.engine.infos:
                 self._settle(info)
             self._stand = self._update = None
@@ -62,7 +81,8 @@ class InPlace(Placement):
         turn = self._open and at is not None and at.seed == to.seed
         for info in engine.infos:
             if turn:
-                step = Term((to.scale - at.scale) * to.eps[info.group], to.seed)
+                group = info.group
+                step = Term(to.scale * to.eps[group] - at.scale * at.eps[group], to.seed)
                 engine.sweep(info, [step], engine.mask_of(info))
                 continue
             step = Term(to.scale * to.eps[info.group], to.seed)

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from zolab.optim.engine import Engine, Update, half_precision
-from zolab.optim.placements.base import Closure, Placement, Probe
+from zolab.optim.engine import Engine, Update
+from zolab.optim.placements.base import Closure, Placement, Probe, apply_now
 from zolab.optim.placements.modulewise import ModuleWise
 from zolab.optim.rules import Rule
 
@@ -29,13 +29,8 @@ class CleanWeights(Placement):
         self.modules = ModuleWise(model, engine)
 
     def update(self, update: Update | None) -> None:
-        if update is None:
-            return
-        for info in self.engine.infos:
-            mask = self.engine.mask_of(info)
-            stochastic = half_precision(info.data)
-            scaled = self.engine.scaled(update, info)
-            self.rule.apply_(self.engine, info, scaled, mask, stochastic)
+        if update is not None:
+            apply_now(self.engine, self.rule, update)
 
     def _one(self, seed: int, scale: float, eps: Sequence[float], closure: Closure) -> float:
         """Loss at theta + scale * eps * z; scale 0 is the model as it is."""

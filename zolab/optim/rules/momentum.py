@@ -5,55 +5,86 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from zolab.optim.backend import CHUNK, Term, apply_term_
+from zolab.optim.backend import Term, apply_term_
+from zolab.optim.directions import Direction
 from zolab.optim.engine import Engine, Update
+from zolab.optim.masks import Dense
 from zolab.optim.parameters import ParamInfo
+from zolab.optim.rules.gradient import chunks, gradient, wide_dtype
+from zolab.optim.rules.history import check_replayable, check_replayable_mask, make_history
 from zolab.optim.rules.sgd import Rule
 
 
 class Momentum(Rule):
     """MeZO-momentum (arXiv 2305.17333, section 2.2): m ← β m + g, θ ← (1 - ηλ) θ - η m.
 
-    g = Σ_j c_j z_j / n. State: m in float32, one number per weight (this is the stateful form;
-    torch's SGD with dampening 0 does the same to an explicit gradient).
+    g = Σ_j c_j z_j / n; torch's SGD with dampening 0 does the same to an explicit gradient.
+    State: "stored" keeps m in float32, one number per weight; "replayed" keeps only the seeds and
+    coefficients of the last `window` steps and makes m = Σ_k β^k g_{t-k} anew, as terms of the
+    update's sweep: no state, `window` times the noise.
 
     Args:
         beta: β, 0 <= beta < 1.
+        history: "stored" or "replayed".
+        window: steps a replayed m reaches back; None for the fewest with β^window < 1e-3.
     """
 
-    stateful = True
-
-    def __init__(self, beta: float = 0.9) -> None:
+    def __init__(
+        self, beta: float = 0.9, history: str = "stored", window: int | None = None
+    ) -> None:
         if not 0.0 <= beta < 1.0:
             raise ValueError(f"rule.beta = {beta}: expected 0 <= beta < 1")
         self.beta = beta
+        self.history = history
+        self._past = make_history(history, window, beta)
+        self.window = window
+        self.stateful = self._past is None
+        self.reach = 1 if self._past is None else self._past.window
         self._m: dict[str, Tensor] = {}
+
+    def check(self, direction: Direction) -> None:
+        if self._past is not None:
+            check_replayable(direction)
+
+    def check_mask(self, mask: Dense) -> None:
+        if self._past is not None:
+            check_replayable_mask(mask)
+
+    def note(self, update: Update) -> None:
+        if self._past is not None:
+            self._past.note(update)
+
+    def terms(self, update: Update, group: int, stochastic: bool) -> list[Term]:
+        lr, share = update.lr[group], 1.0
+        scale = 1.0 - lr * update.weight_decay[group]
+        out = []
+        for past in self._past:
+            for c, seed in zip(past.coefficients(group), past.seeds, strict=True):
+                out.append(Term(-lr * share * c, seed, scale, stochastic))
+                scale = 1.0
+            share *= self.beta
+        return [term for term in out if term.a != 0.0 or term.scale != 1.0]
 
     def apply_(
         self, engine: Engine, info: ParamInfo, update: Update, mask: Tensor | bool, stochastic: bool
     ) -> None:
-        if mask is False:
+        if self._past is not None:
+            super().apply_(engine, info, update, mask, stochastic)
             return
-        weight = info.data.view(-1)
-        m = self._m.get(info.name)
-        if m is None:
-            wide = torch.float64 if weight.dtype == torch.float64 else torch.float32
-            m = self._m[info.name] = torch.zeros_like(weight, dtype=wide)
         lr = update.lr[info.group]
         move = Term(-lr, update.seeds[0], 1.0 - lr * update.weight_decay[info.group], stochastic)
-        chosen = mask.view(-1) if isinstance(mask, Tensor) else None
-        for start in range(0, len(weight), CHUNK):
-            part, m_part = weight[start : start + CHUNK], m[start : start + CHUNK]
-            keep = None if chosen is None else chosen[start : start + CHUNK]
-            m_part.mul_(self.beta)
-            for c, seed in zip(update.coefficients(info.group), update.seeds, strict=True):
-                z = engine.source.z(info.pid, seed, start, len(part), part.device)
-                step = z.to(m_part.dtype) * c
-                m_part.add_(step if keep is None else step.masked_fill_(~keep, 0.0))
-            apply_term_(part, m_part, move, info.pid, start, keep)
+        for chunk in chunks(info, mask):
+            if info.name not in self._m:
+                self._m[info.name] = torch.zeros_like(info.data.view(-1), dtype=wide_dtype(info))
+            m = self._m[info.name][chunk.start : chunk.start + len(chunk.weight)]
+            m.mul_(self.beta).add_(gradient(engine, info, update, chunk))
+            apply_term_(chunk.weight, m, move, info.pid, chunk.start, chunk.mask)
 
     def state(self) -> dict[str, Tensor]:
-        return dict(self._m)
+        return dict(self._m) if self._past is None else self._past.state()
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        self._m = dict(state)
+        if self._past is None:
+            self._m = dict(state)
+        else:
+            self._past.load_state(state)

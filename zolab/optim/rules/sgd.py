@@ -7,6 +7,7 @@ from torch import Tensor
 from zolab.optim.backend import Term
 from zolab.optim.directions import Direction
 from zolab.optim.engine import Engine, Update
+from zolab.optim.masks import Dense
 from zolab.optim.parameters import ParamInfo
 
 
@@ -16,9 +17,11 @@ class Rule:
     Attributes:
         stateful: True when the rule keeps tensors per parameter; then `apply_` does the update
             and `terms` is not used.
+        reach: how many steps' noise an update needs.
     """
 
     stateful = False
+    reach = 1
 
     def terms(self, update: Update, group: int, stochastic: bool) -> list[Term]:
         """The update as terms of a sweep, for one parameter group."""
@@ -32,6 +35,12 @@ class Rule:
 
     def check(self, direction: Direction) -> None:
         """Refuse a direction that the rule cannot work with; ValueError with the reason."""
+
+    def check_mask(self, mask: Dense) -> None:
+        """Refuse a mask that the rule cannot work with; ValueError with the reason."""
+
+    def note(self, update: Update) -> None:
+        """Called once a step, before its update is applied to any parameter."""
 
     def state(self) -> dict[str, Tensor]:
         """Tensors to save, by name; empty for stateless rules."""

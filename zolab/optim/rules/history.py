@@ -1,0 +1,99 @@
+"""The last steps as seeds and scalars: what a rule needs to make its moments anew."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from zolab.optim.directions import Direction
+from zolab.optim.engine import Update
+from zolab.optim.masks import Dense
+
+HISTORIES = ("stored", "replayed")
+#: A moment may forget a step once its weight beta**window is below this.
+NEGLIGIBLE = 1e-3
+
+
+class History:
+    """The last `window` updates, newest first (MeZO, arXiv 2305.17333, appendix B.3).
+
+    Args:
+        window: steps to keep; None for the fewest after which the slowest moment has forgotten.
+        beta: decay of the slowest moment, 0 <= beta < 1.
+
+    Raises:
+        ValueError: the window ends where steps still count.
+    """
+
+    def __init__(self, window: int | None, beta: float) -> None:
+        needed = 1 if beta == 0.0 else math.ceil(math.log(NEGLIGIBLE) / math.log(beta))
+        if window is not None and window < needed:
+            raise ValueError(
+                f"rule.window = {window}: beta**window = {beta**window:.2g} is not negligible; "
+                f"history=replayed with beta = {beta:g} needs at least {needed}"
+            )
+        self.window = window or needed
+        self._updates: deque[Update] = deque(maxlen=self.window)
+
+    def __len__(self) -> int:
+        return len(self._updates)
+
+    def __iter__(self) -> Iterator[Update]:
+        return reversed(self._updates)
+
+    def note(self, update: Update) -> None:
+        """Remember a step."""
+        self._updates.append(update)
+
+    def state(self) -> dict[str, Tensor]:
+        """The scalars as tensors: one entry a step for seeds, slopes and eps."""
+        out = {}
+        for i, update in enumerate(self._updates):
+            # Seeds are unsigned 64-bit numbers, tensors signed ones.
+            seeds = [seed - (1 << 64) if seed >= 1 << 63 else seed for seed in update.seeds]
+            out[f"{i:06d}.seeds"] = torch.tensor([update.step, *seeds], dtype=torch.int64)
+            values = [*update.slopes, *update.eps]
+            out[f"{i:06d}.values"] = torch.tensor(values, dtype=torch.float64)
+        return out
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Take back what `state` gave."""
+        self._updates.clear()
+        for key in sorted(k for k in state if k.endswith(".seeds")):
+            step, *seeds = state[key].tolist()
+            values = state[key.replace("seeds", "values")].tolist()
+            n = len(seeds)
+            seeds = tuple(seed % (1 << 64) for seed in seeds)
+            nothing = (0.0,) * (len(values) - n)
+            self._updates.append(
+                Update(step, seeds, tuple(values[:n]), nothing, tuple(values[n:]), nothing)
+            )
+
+
+def make_history(history: str, window: int | None, beta: float) -> History | None:
+    """A `History` for "replayed", None for "stored"; ValueError naming what is allowed."""
+    if history not in HISTORIES:
+        raise ValueError(f"rule.history = {history!r}: expected one of {', '.join(HISTORIES)}")
+    return History(window, beta) if history == "replayed" else None
+
+
+def check_replayable(direction: Direction) -> None:
+    """Refuse directions whose old z cannot be made from their seed alone."""
+    if direction.kind is None:
+        raise ValueError(
+            f"rule.history = 'replayed': the z of a {type(direction).__name__} direction is not a "
+            "function of its seed alone, so moments cannot be made anew from seeds"
+        )
+
+
+def check_replayable_mask(mask: Dense) -> None:
+    """Refuse masks that may differ from step to step."""
+    if not mask.static:
+        raise ValueError(
+            f"rule.history = 'replayed': the {type(mask).__name__} mask changes as the run goes "
+            "on, and the masks of old steps are not kept"
+        )

@@ -21,9 +21,9 @@ import polars as pl
 import yaml
 
 from analysis import SOURCES
-from zolab.tracking.wandb_file import WandbLog, read_log
 from zolab.errors import UserError
 from zolab.tracking.schema import SCHEMA_VERSION
+from zolab.tracking.wandb_file import WandbLog, read_log
 
 #: A directory holding one of these is taken for a run folder.
 _RUN_FILES = ("config.yaml", "metrics.jsonl", "status.json")

@@ -38,7 +38,9 @@ def data_dir(tmp_path: Path) -> Path:
     return folder
 
 
-def _needs(group: str, name: str, data_dir: Path) -> list[str]:
+def _needs(group: str, name: str, data_dir: Path | None = None) -> list[str]:
+    if (group, name) == ("optimizer/rule", "factor_momentum"):
+        return ["optimizer/direction=lazy_low_rank"]
     return [f"task.path={data_dir}"] if (group, name) == ("task", "sst2") else []
 
 
@@ -129,7 +131,7 @@ def test_schema_names_the_arguments_of_its_class(target: str) -> None:
     [(g, n) for g, n in CHOICES if g.startswith("optimizer/") or g == "sparsity"],
 )
 def test_part_builds(group: str, name: str) -> None:
-    node = compose.check(compose.compose([f"{group}={name}"]))
+    node = compose.check(compose.compose([f"{group}={name}", *_needs(group, name)]))
     for key in group.split("/"):
         node = node[key]
     part = compose.build(node)

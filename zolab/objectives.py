@@ -187,10 +187,12 @@ class Scorer:
     Args:
         model: of transformers, causal.
         pad_id: token that fills up rows.
+        autocast: dtype of the matrix products in a forward; None for that of the weights.
     """
 
-    def __init__(self, model: nn.Module, pad_id: int) -> None:
+    def __init__(self, model: nn.Module, pad_id: int, autocast: torch.dtype | None = None) -> None:
         self.model = model
+        self.autocast = autocast
         self.pad_id = pad_id
         self.device = next(model.parameters()).device
         self._head = model.get_output_embeddings()
@@ -212,8 +214,13 @@ class Scorer:
         ids = batch.input_ids.repeat(copies, 1) if copies > 1 else batch.input_ids
         shift = torch.arange(copies, device=ids.device)[:, None] * batch.input_ids.numel()
         self._select = (batch.select + shift).view(-1)
+        # The cast weights must not be kept: they are other weights the next time.
+        cast = torch.autocast(
+            self.device.type, self.autocast, self.autocast is not None, cache_enabled=False
+        )
         try:
-            logits = self.model(input_ids=ids, use_cache=False).logits
+            with cast:
+                logits = self.model(input_ids=ids, use_cache=False).logits
         finally:
             self._select = None
         logits = logits.view(copies, len(batch.select), -1).float()
@@ -265,6 +272,11 @@ class BatchLoss:
                 total += self.scorer.losses(batch, copies).double().sum(1).cpu()
         self.seconds += time.perf_counter() - begin
         return (total / self.num_examples).tolist()
+
+    @property
+    def compute_dtype(self) -> torch.dtype | None:
+        """Dtype of the matrix products where it is not that of the weights."""
+        return self.scorer.autocast
 
     def leading_rows(self) -> tuple[int, ...]:
         """Leading sizes, besides rows and tokens, that the output layer sees."""

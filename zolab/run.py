@@ -30,7 +30,7 @@ from zolab.ledger import (
     write_json,
     write_status,
 )
-from zolab.models.load import LoadedModel, load_model, save_model
+from zolab.models.load import DTYPES, LoadedModel, load_model, save_model
 from zolab.objectives import BatchLoss, Encoded, Encoder, Scorer, collate
 from zolab.optim import NUMERICS, ZeroOrder
 from zolab.optim.selfcheck import SelfCheckError, settle_placement
@@ -74,7 +74,7 @@ def run_dir(path: str | Path) -> dict[str, Any]:
 def _attempt(folder: Path, claim: Claim) -> dict[str, Any]:
     attempt_dir = next_attempt(folder)
     number = int(attempt_dir.name)
-    metrics: Metrics | None = None
+    job: Job | None = None
     exit_code = 1
     try:
         write_status(folder, "running", attempt=number)
@@ -82,7 +82,6 @@ def _attempt(folder: Path, claim: Claim) -> dict[str, Any]:
         write_json(attempt_dir / "env.json", _environment())
         begin = time.time()
         job = _prepare(folder, cell, claim, number)
-        metrics = job.metrics
         outcome = train(job)
         result = {
             "schema": SCHEMA_VERSION,
@@ -96,8 +95,8 @@ def _attempt(folder: Path, claim: Claim) -> dict[str, Any]:
             "versions": _versions(),
             "data": job.data,
         }
-        metrics.close(0)
-        metrics, exit_code = None, 0
+        exit_code = 0
+        job.close(exit_code)
         _leave_weights(job)
         claim.check()
         write_json(folder / "result.json", result)
@@ -112,8 +111,8 @@ def _attempt(folder: Path, claim: Claim) -> dict[str, Any]:
         _write_error(folder, attempt_dir, number, error)
         raise
     finally:
-        if metrics is not None:
-            metrics.close(exit_code)
+        if job is not None and exit_code:
+            job.close(exit_code)
 
 
 def replay(run: str | Path, step: int, out: Path) -> None:
@@ -165,7 +164,8 @@ def _prepare(folder: Path, cell: dict[str, Any], claim: Claim, number: int) -> J
     splits = {name: encoder(rows) for name, rows in examples.items()}
     total = settings["steps"]
     progress_label = folder.name[:8]
-    scorer = Scorer(loaded.model, _pad_id(loaded.tokenizer))
+    autocast = DTYPES.get(cell["model"]["autocast"])
+    scorer = Scorer(loaded.model, _pad_id(loaded.tokenizer), autocast)
     learner = _build_learner(cell, loaded)
     metrics = Metrics(folder)
     counters, records = Counters(), []

@@ -101,6 +101,13 @@ class Job:
     records: list[JournalRow] = field(default_factory=list)
     counters: Counters = field(default_factory=Counters)
 
+    def close(self, exit_code: int) -> None:
+        """Close every file of the attempt; the mirror is told how it ended."""
+        self.progress.close()
+        if self.journal is not None:
+            self.journal.close()
+        self.metrics.close(exit_code)
+
 
 def train(job: Job) -> dict[str, Any]:
     """Train from wherever the job stands to its last step; returns the outcome.

@@ -11,8 +11,8 @@ import polars as pl
 import pytest
 
 from analysis.runs import flatten, read, read_local, read_wandb
-from zolab.tracking.wandb_file import BLOCK_BYTES, WandbLog, read_log
 from zolab.errors import UserError
+from zolab.tracking.wandb_file import BLOCK_BYTES, WandbLog, read_log
 
 
 def test_both_sources_give_the_same_tables(both: Path) -> None:

@@ -30,6 +30,60 @@ def _mask_needs_zeroth_order(cell: Cell) -> str | None:
     return None
 
 
+_LOW_RANK = ("zolab.optim.Subspace", "zolab.optim.LazyLowRank")
+_WHOLE_TENSORS = ("zolab.optim.Dense", "zolab.optim.LayerMask")
+
+
+def _target_of(cell: Cell, part: str) -> str:
+    return cell["optimizer"].get(part, {}).get("_target_", "")
+
+
+def _low_rank_and_mask(cell: Cell) -> str | None:
+    direction, mask = _target_of(cell, "direction"), cell["sparsity"]
+    whole = mask["_target_"] in _WHOLE_TENSORS or mask.get("sparsity") == 0
+    if direction in _LOW_RANK and not whole:
+        return (
+            f"sparsity = {mask.get('name', mask['_target_'])}: optimizer.direction {direction} is "
+            "low-rank, and cut to single weights it no longer is; use sparsity=layers or none"
+        )
+    return None
+
+
+def _factor_momentum(cell: Cell) -> str | None:
+    rule, direction = _target_of(cell, "rule"), _target_of(cell, "direction")
+    if rule == "zolab.optim.FactorMomentum" and direction != "zolab.optim.LazyLowRank":
+        return (
+            f"optimizer.rule = {rule}: its momentum is kept on the left factor of U Vᵀ, so it "
+            f"needs optimizer/direction=lazy_low_rank, not {direction}"
+        )
+    return None
+
+
+def _quantile(cell: Cell) -> str | None:
+    rule = cell["optimizer"].get("rule", {})
+    if rule.get("clip") == "quantile" and rule["clip_value"] > 1:
+        return f"optimizer.rule.clip_value = {rule['clip_value']}: a quantile is at most 1"
+    return None
+
+
+def _svrg(cell: Cell) -> str | None:
+    if cell["optimizer"]["_target_"] != "zolab.optim.MeZOSVRG":
+        return None
+    mask, direction = cell["sparsity"], _target_of(cell, "direction")
+    fixed = mask["_target_"] == "zolab.optim.Dense" or mask.get("resample") == "run"
+    if not fixed:
+        return (
+            f"sparsity = {mask.get('name', mask['_target_'])}: MeZO-SVRG compares two points on "
+            "the same coordinates, so its mask may not change; use sparsity=random or none"
+        )
+    if direction in _LOW_RANK:
+        return (
+            f"optimizer.direction = {direction}: MeZO-SVRG keeps the anchor's direction as a seed, "
+            "which must mean the same many steps later; use gaussian or rademacher"
+        )
+    return None
+
+
 def _template(cell: Cell) -> str | None:
     template = cell["task"].get("template")
     if template is None:
@@ -73,6 +127,10 @@ def _grid(cell: Cell) -> str | None:
 CROSS_CHECKS: tuple[Callable[[Cell], str | None], ...] = (
     _micro_batch,
     _mask_needs_zeroth_order,
+    _low_rank_and_mask,
+    _factor_momentum,
+    _quantile,
+    _svrg,
     _template,
     _label_words,
     _online,

@@ -43,6 +43,26 @@ class Rademacher:
 
 
 @dataclass
+class Subspace:
+    """z = U Z Vᵀ with orthonormal U and V that last a while (SubZero)."""
+
+    rank: int = option(48, min=1, help="columns of U and V")
+    refresh_every: int = option(1000, min=1, help="steps that U and V last")
+    scale: bool = option(True, help="times sqrt(m n) / rank, as long as a plain Gaussian")
+
+
+@dataclass
+class LazyLowRank:
+    """z = U Vᵀ with a fresh U and a V that lasts a while (LOZO)."""
+
+    rank: int = option(2, min=1, help="columns of U and V")
+    refresh_every: int = option(50, min=1, help="steps that V lasts")
+    scale_by_rank: bool = option(
+        True, help="divide the estimate by the rank, as the paper; its code does not"
+    )
+
+
+@dataclass
 class Sgd:
     """theta <- theta - lr * estimate."""
 
@@ -52,6 +72,37 @@ class Momentum:
     """Heavy ball: the update follows a running sum of estimates."""
 
     beta: float = option(0.9, min=0, below=1, help="decay of the running sum")
+
+
+@dataclass
+class FactorMomentum:
+    """Momentum on the fresh factor of a lazy low-rank direction (LOZO-M)."""
+
+    beta: float = option(0.9, min=0, below=1, help="decay of the running mean")
+
+
+@dataclass
+class Helene:
+    """Annealed momentum over a diagonal curvature bounded by layer (HELENE, reconstructed)."""
+
+    annealing: bool = option(True, help="weight of an estimate falls from 1 to beta1")
+    momentum: bool = option(True, help="running sum of estimates")
+    hessian: bool = option(True, help="divide by an average of squared estimates")
+    layer_clip: bool = option(True, help="bound that average from below, layer by layer")
+    beta1: float = option(0.9, min=0, below=1, help="decay of the running sum")
+    beta2: float = option(0.99, min=0, below=1, help="decay of the average of squares")
+    anneal_steps: float = option(100.0, above=0, help="time constant of the annealing in steps")
+    hessian_every: int = option(10, min=1, help="steps between looks at the curvature")
+    batch_factor: float = option(1.0, above=0, help="factor on squares; Sophia: the batch size")
+    gamma: float = option(1.0, above=0, help="factor on the bounded average")
+    clip: str = option(
+        "quantile",
+        choices=("quantile", "constant"),
+        help="bound: a quantile of the layer's own average, or one number",
+    )
+    clip_value: float = option(0.5, min=0, help="that quantile (at most 1), or that number")
+    warmup_steps: int = option(100, min=0, help="steps in which a quantile follows the average")
+    damping: float = option(1.0e-8, above=0, help="added to the denominator")
 
 
 @dataclass
@@ -93,6 +144,24 @@ class ZeroOrder:
     )
     rule: Any = part(
         "optimizer.rule", {"_target_": "zolab.optim.Sgd"}, help="what to do with the estimate"
+    )
+    placement: Any = part(
+        "optimizer.placement", {"_target_": "auto"}, help="how perturbed losses are evaluated"
+    )
+
+
+@dataclass
+class MeZOSVRG:
+    """MeZO with a control variate from an anchor (MeZO-SVRG)."""
+
+    name: str = option("mezo_svrg", help="method name in tables", label=True)
+    lr: float = option(2.0e-5, min=0, help="learning rate of ordinary steps")
+    eps: float = option(1.0e-3, above=0, help="perturbation scale")
+    weight_decay: float = option(0.0, min=0, help="decoupled weight decay, times lr")
+    anchor_lr: float = option(2.0e-4, min=0, help="learning rate of anchor steps")
+    anchor_every: int = option(2, min=1, help="steps between anchors")
+    direction: Any = part(
+        "optimizer.direction", {"_target_": "zolab.optim.Gaussian"}, help="how z is drawn"
     )
     placement: Any = part(
         "optimizer.placement", {"_target_": "auto"}, help="how perturbed losses are evaluated"
@@ -243,6 +312,7 @@ PARTS: dict[str, tuple[str, dict[str, type]]] = {
         "_target_",
         {
             "zolab.optim.ZeroOrder": ZeroOrder,
+            "zolab.optim.MeZOSVRG": MeZOSVRG,
             "zolab.baselines.AdamW": AdamW,
             "zolab.baselines.ZeroShot": ZeroShot,
         },
@@ -250,11 +320,21 @@ PARTS: dict[str, tuple[str, dict[str, type]]] = {
     "optimizer.estimator": ("_target_", {"zolab.optim.TwoSided": TwoSided}),
     "optimizer.direction": (
         "_target_",
-        {"zolab.optim.Gaussian": Gaussian, "zolab.optim.Rademacher": Rademacher},
+        {
+            "zolab.optim.Gaussian": Gaussian,
+            "zolab.optim.Rademacher": Rademacher,
+            "zolab.optim.Subspace": Subspace,
+            "zolab.optim.LazyLowRank": LazyLowRank,
+        },
     ),
     "optimizer.rule": (
         "_target_",
-        {"zolab.optim.Sgd": Sgd, "zolab.optim.Momentum": Momentum},
+        {
+            "zolab.optim.Sgd": Sgd,
+            "zolab.optim.Momentum": Momentum,
+            "zolab.optim.FactorMomentum": FactorMomentum,
+            "zolab.optim.Helene": Helene,
+        },
     ),
     "optimizer.placement": (
         "_target_",

@@ -43,6 +43,11 @@ class Model:
         choices=("float32", "bfloat16", "float16"),
         help="type the weights are held in",
     )
+    autocast: str = option(
+        "none",
+        choices=("none", "bfloat16", "float16"),
+        help="type of matrix products in a forward; losses stay float32",
+    )
     init: str = option(
         "pretrained",
         choices=("pretrained", "random"),

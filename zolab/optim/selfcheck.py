@@ -69,7 +69,9 @@ def check_paired(
             losses = [float(loss) for loss in closure(2)]
     except RowsError as error:
         raise SelfCheckError(str(error)) from error
-    tolerance = max(TOLERANCE[info.param.dtype] for info in optimizer.infos)
+    dtypes = {info.param.dtype for info in optimizer.infos}
+    dtypes.add(getattr(closure, "compute_dtype", None) or optimizer.infos[0].param.dtype)
+    tolerance = max(TOLERANCE[dtype] for dtype in dtypes)
     for got, want in zip(losses, expected, strict=True):
         if not abs(got - want) <= tolerance * max(1.0, abs(want)):
             raise SelfCheckError(

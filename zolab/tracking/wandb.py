@@ -72,7 +72,16 @@ def logged_steps(run_dir: Path) -> set[int]:
     return {step for path in files for step, _ in read_log(path).rows}
 
 
+_service_owner: int | None = None
+
+
 def _start(run_dir: Path, cell: dict[str, Any], run_id: str) -> Any:
+    global _service_owner
+    if _service_owner != os.getpid():
+        # A service inherited through the environment outlives us and may already know our run id
+        # from another attempt: then it writes no file at all.
+        os.environ.pop("WANDB_SERVICE", None)
+        _service_owner = os.getpid()
     import wandb
 
     tracking = cell["tracking"]

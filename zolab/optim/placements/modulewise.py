@@ -104,10 +104,14 @@ class ModuleWise:
 
         def run(*args: Any, **kwargs: Any) -> Any:
             self.entered.update(info.pid for info in own)
-            if self._sign is not None:
-                with self._perturbed(own, self._sign):
-                    return forward(*args, **kwargs)
-            return self._both(name, module, own, forward, args, kwargs)
+            if self._sign is None:
+                return self._both(name, module, own, forward, args, kwargs)
+            if not self._active.intersection(info.pid for info in own):
+                out = self._in_pieces(module, own, args, (self._sign,))
+                if out is not None:
+                    return out
+            with self._perturbed(own, self._sign):
+                return forward(*args, **kwargs)
 
         return run
 
@@ -142,11 +146,9 @@ class ModuleWise:
         """First half of the rows with W + eps z, second half with W - eps z."""
         sizes = {t.shape[0] for t in _tensors((args, kwargs)) if t.dim() > 0}
         self._check_rows(name, module, sizes)
-        if _is_plain(module, nn.Embedding) and module.max_norm is None:
-            return self._embedding(module, own[0], args[0])
-        big = max(info.numel for info in own) > CHUNK_ELEMENTS
-        if _is_plain(module, nn.Linear) and big and id(module.weight) in {id(i.param) for i in own}:
-            return self._linear(module, own, args[0])
+        out = self._in_pieces(module, own, args, (1.0, -1.0))
+        if out is not None:
+            return out
         saved = [info.param.data for info in own]
         pairs = [self._pair(info) for info in own]
         outs = []
@@ -180,10 +182,32 @@ class ModuleWise:
                 f"expected {sorted(allowed)}"
             )
 
-    def _embedding(self, module: nn.Embedding, info: ParamInfo, index: Tensor) -> Tensor:
+    def _in_pieces(
+        self, module: nn.Module, own: list[ParamInfo], args: tuple, signs: tuple[float, ...]
+    ) -> Tensor | None:
+        """Output of a module whose weight is never perturbed whole; None for other modules.
+
+        Args:
+            module: what computes.
+            own: its trained parameters.
+            args: what it is called with.
+            signs: one for the whole batch, or one for each half of the rows.
+        """
+        if not args:  # called by keyword: nothing is known about the names
+            return None
+        if _is_plain(module, nn.Embedding) and module.max_norm is None:
+            return self._embedding(module, own[0], args[0], signs)
+        big = max(info.numel for info in own) > CHUNK_ELEMENTS
+        if _is_plain(module, nn.Linear) and big and id(module.weight) in {id(i.param) for i in own}:
+            return self._linear(module, own, args[0], signs)
+        return None
+
+    def _embedding(
+        self, module: nn.Embedding, info: ParamInfo, index: Tensor, signs: tuple[float, ...]
+    ) -> Tensor:
         """Only the rows that are looked up are perturbed."""
         weight = self._clean[info.pid]
-        if index.shape[0] == 1 and self._batch() not in (None, 1):
+        if len(signs) == 2 and index.shape[0] == 1 and self._batch() not in (None, 1):
             index = index.expand(2 * self._batch(), *index.shape[1:])
         used, place = torch.unique(index, return_inverse=True)
         width = weight.shape[1]
@@ -198,18 +222,19 @@ class ModuleWise:
             step = step.zero_()
         elif isinstance(mask, Tensor):
             step.masked_fill_(~mask[used], 0.0)
-        plus, minus = (wide + step).to(weight.dtype), (wide - step).to(weight.dtype)
-        first, second = place.chunk(2)
-        return torch.cat((F.embedding(first, plus), F.embedding(second, minus)))
+        tables = [(wide + step if sign > 0 else wide - step).to(weight.dtype) for sign in signs]
+        halves = zip(place.chunk(len(signs)), tables, strict=True)
+        return _rows([F.embedding(half, rows) for half, rows in halves])
 
-    def _linear(self, module: nn.Linear, own: list[ParamInfo], x: Tensor) -> Tensor:
+    def _linear(
+        self, module: nn.Linear, own: list[ParamInfo], x: Tensor, signs: tuple[float, ...]
+    ) -> Tensor:
         """A weight too big for scratch: rows of it are perturbed and multiplied in turn."""
         by_param = {id(info.param): info for info in own}
         info = by_param[id(module.weight)]
         weight = self._clean[info.pid]
         mask = self.engine.mask_of(info, weight)
-        out = x.new_empty(*x.shape[:-1], weight.shape[0])
-        halves = list(zip(x.chunk(2), out.chunk(2), strict=True))
+        outs: list[list[Tensor]] = [[] for _ in signs]
         at_once = max(1, CHUNK_ELEMENTS // weight.shape[1])
         eps = self.eps[info.group]
         for start in range(0, weight.shape[0], at_once):
@@ -217,16 +242,26 @@ class ModuleWise:
             chosen = mask[start : start + at_once] if isinstance(mask, Tensor) else mask
             offset = start * weight.shape[1]
             both = self.engine.pair_rows(info, rows, self.seed, eps, chosen, offset)
-            for (x_half, out_half), perturbed in zip(halves, both, strict=True):
-                out_half[..., start : start + at_once] = F.linear(x_half, perturbed)
-        if module.bias is not None:
-            bias = by_param.get(id(module.bias))
-            both = (module.bias.data,) * 2
-            if bias is not None and bias.pid not in self._active:
-                both = self._pair(bias)
-            for (_, out_half), perturbed in zip(halves, both, strict=True):
-                out_half.add_(perturbed)
-        return out
+            perturbed_rows = [both[0 if sign > 0 else 1] for sign in signs]
+            halves = zip(x.chunk(len(signs)), outs, perturbed_rows, strict=True)
+            for x_half, part, perturbed in halves:
+                part.append(F.linear(x_half, perturbed))
+        biases = self._biases(module, by_param)
+        halves = [torch.cat(part, dim=-1) for part in outs]
+        if biases is not None:
+            ordered = [biases[0 if sign > 0 else 1] for sign in signs]
+            halves = [half.add_(bias) for half, bias in zip(halves, ordered, strict=True)]
+        return _rows(halves)
+
+    def _biases(
+        self, module: nn.Linear, by_param: dict[int, ParamInfo]
+    ) -> tuple[Tensor, Tensor] | None:
+        if module.bias is None:
+            return None
+        info = by_param.get(id(module.bias))
+        if info is None or info.pid in self._active:
+            return module.bias.data, module.bias.data
+        return self._pair(info)
 
 
 def _is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
@@ -243,6 +278,11 @@ def _tensors(tree: Any) -> Iterator[Tensor]:
     elif isinstance(tree, dict):
         for item in tree.values():
             yield from _tensors(item)
+
+
+def _rows(parts: list[Tensor]) -> Tensor:
+    """Parts of a batch as one, without a copy if there is only one."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _half(tree: Any, half: int) -> Any:

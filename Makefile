@@ -1,0 +1,45 @@
+# Everything happens inside this folder: the environment in .venv, caches in .cache, results in outputs.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+HERE := $(CURDIR)
+export PIP_CACHE_DIR := $(HERE)/.cache/pip
+export XDG_CACHE_HOME := $(HERE)/.cache
+export XDG_CONFIG_HOME := $(HERE)/.cache/config
+export ZOLAB_CACHE_DIR := $(HERE)/.cache/zolab
+export HF_HOME := $(HERE)/.cache/huggingface
+export WANDB_CACHE_DIR := $(HERE)/.cache/wandb
+export WANDB_CONFIG_DIR := $(HERE)/.cache/wandb
+export WANDB_DATA_DIR := $(HERE)/.cache/wandb
+export MPLCONFIGDIR := $(HERE)/.cache/matplotlib
+export OMP_WAIT_POLICY := passive
+
+.PHONY: demo test lint format bench clean
+
+demo: $(VENV)/.ready
+	$(BIN)/zolab experiment=demo
+	$(BIN)/zolab report outputs/demo/runs --out outputs/demo/report
+
+test: $(VENV)/.ready
+	$(BIN)/python -m pytest -q -n 2 --dist loadgroup $(ARGS)
+
+lint: $(VENV)/.ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(VENV)/.ready
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.ready
+	$(BIN)/python benchmarks/peak_memory.py
+	$(BIN)/python benchmarks/step_time.py
+
+clean:
+	rm -rf $(VENV) .cache outputs runs dist build .pytest_cache .ruff_cache
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,figures]"
+	touch $@

@@ -17,6 +17,10 @@ from zolab.optim.parameters import ParamInfo
 KEEP_BYTES = 32 << 20
 
 
+#: Masks of tensors with at least this many elements are held as bits, smaller ones as bytes.
+PACK_FROM = 1 << 20
+
+
 @dataclass(frozen=True)
 class Update:
     """What a rule needs for one step, frozen when the step was taken.
@@ -74,9 +78,8 @@ class Engine:
     # -- masks -----------------------------------------------------------------------------------
 
     def hold_mask(self, info: ParamInfo) -> None:
-        """Decide a parameter's mask from its clean weights now and keep it, one bit a weight."""
-        keep = self.mask.keep(info, info.data, self.step)
-        self._held[info.pid] = keep if isinstance(keep, bool) else pack_bits(keep)
+        """Decide a parameter's mask from its clean weights now and keep it."""
+        self._held[info.pid] = _compact(self.mask.keep(info, info.data, self.step))
 
     def renew_mask(self, info: ParamInfo) -> None:
         """A new step begins for this parameter and its weights are clean."""
@@ -100,9 +103,11 @@ class Engine:
         if held is None:
             keep = self.mask.keep(info, weight, self.step)
             if self.mask.static:
-                self._held[info.pid] = keep if isinstance(keep, bool) else pack_bits(keep)
+                self._held[info.pid] = _compact(keep)
             return keep
-        return held if isinstance(held, bool) else unpack_bits(held, info.data.shape)
+        if isinstance(held, bool) or held.dtype == torch.bool:
+            return held
+        return unpack_bits(held, info.data.shape)
 
     # -- sweeps ----------------------------------------------------------------------------------
 
@@ -131,6 +136,13 @@ class Engine:
             return rows, rows
         chosen = mask if isinstance(mask, Tensor) else None
         return pair(rows, info.pid, seed, eps, self.source, chosen, offset)
+
+
+def _compact(keep: Tensor | bool) -> Tensor | bool:
+    """A mask as it is held over a step: packing costs time, which small tensors do not repay."""
+    if isinstance(keep, bool) or keep.numel() < PACK_FROM:
+        return keep
+    return pack_bits(keep)
 
 
 def half_precision(tensor: Tensor) -> bool:

@@ -8,7 +8,7 @@ the first probe of a step to the end of its update.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -18,6 +18,8 @@ from zolab.optim.parameters import ParamInfo
 from zolab.optim.philox import CHUNK, Stream, words
 
 VECTORS = ("dense", "frozen", "masked")
+#: Elements looked at once where a tensor is turned into a mask, so that scratch stays small.
+_PIECE = 1 << 20
 #: Probe number of the seeds of masks; those of real directions are small.
 MASK_PROBE = (1 << 32) - 1
 #: What a parameter outside the layers may be, with the marks in its name; the first that fits.
@@ -206,10 +208,10 @@ class _Magnitude(_Sparse):
         if self.sparsity == 0.0 or not masked:
             return
         if self.threshold == "global":
-            whole = torch.cat([i.data.detach().abs().view(-1).float().cpu() for i in masked])
-            self.thresholds = dict.fromkeys((i.name for i in masked), self._quantile(whole))
+            whole = self._quantile([info.data for info in masked])
+            self.thresholds = dict.fromkeys((info.name for info in masked), whole)
         else:
-            self.thresholds = {info.name: self._quantile(info.data) for info in masked}
+            self.thresholds = {info.name: self._quantile([info.data]) for info in masked}
 
     def state(self) -> dict[str, float]:
         return dict(self.thresholds)
@@ -226,7 +228,7 @@ class _Magnitude(_Sparse):
         if tensors:
             self.thresholds = {name: float(value) for name, value in tensors.items()}
 
-    def _quantile(self, weight: Tensor) -> float:
+    def _quantile(self, weights: Sequence[Tensor]) -> float:
         raise NotImplementedError
 
 
@@ -237,23 +239,23 @@ class SmallWeights(_Magnitude):
     without the absolute value; the prose says magnitude, and so do we.
     """
 
-    def _quantile(self, weight: Tensor) -> float:
-        rank = math.ceil((1.0 - self.sparsity) * weight.numel())
-        return _kth_magnitude(weight, max(1, rank))
+    def _quantile(self, weights: Sequence[Tensor]) -> float:
+        rank = math.ceil((1.0 - self.sparsity) * sum(w.numel() for w in weights))
+        return _kth_magnitude(weights, max(1, rank))
 
     def _choose(self, info: ParamInfo, weight: Tensor, step: int) -> Tensor:
-        return weight.abs() <= self.thresholds[info.name]
+        return _where_magnitude(weight, torch.le, self.thresholds[info.name])
 
 
 class LargeWeights(_Magnitude):
     """The paper's control: move the weights with |w| >= h, h the sparsity quantile of |w0|."""
 
-    def _quantile(self, weight: Tensor) -> float:
-        frozen = math.floor(self.sparsity * weight.numel())
-        return _kth_magnitude(weight, min(frozen + 1, weight.numel()))
+    def _quantile(self, weights: Sequence[Tensor]) -> float:
+        total = sum(w.numel() for w in weights)
+        return _kth_magnitude(weights, min(math.floor(self.sparsity * total) + 1, total))
 
     def _choose(self, info: ParamInfo, weight: Tensor, step: int) -> Tensor:
-        return weight.abs() >= self.thresholds[info.name]
+        return _where_magnitude(weight, torch.ge, self.thresholds[info.name])
 
 
 class RandomMask(_Sparse):
@@ -307,12 +309,35 @@ def role_of(name: str) -> str | None:
     return next(fits, None)
 
 
-def _kth_magnitude(weight: Tensor, k: int) -> float:
-    """The k-th smallest absolute value (k from 1), exact in the weight's own dtype."""
-    magnitude = weight.detach().abs().view(-1)
-    if magnitude.dtype in (torch.float16, torch.bfloat16):
-        magnitude = magnitude.float()
-    return float(torch.kthvalue(magnitude, k).values)
+def _where_magnitude(weight: Tensor, compare: Callable, threshold: float) -> Tensor:
+    """`compare(|w|, threshold)`, bool of the shape of `weight`, without a copy of the weights."""
+    keep = torch.empty(weight.shape, dtype=torch.bool, device=weight.device)
+    for part, out in zip(weight.view(-1).split(_PIECE), keep.view(-1).split(_PIECE), strict=True):
+        compare(part.abs(), threshold, out=out)
+    return keep
+
+
+def _kth_magnitude(weights: Sequence[Tensor], k: int) -> float:
+    """The k-th smallest absolute value (k from 1) of some tensors, exact, without copying them.
+
+    The bits of |w|, read as an integer, are in the order of |w|. So 16 bits are found at a time,
+    from the top, by counting.
+    """
+    wide = torch.float64 if any(w.dtype == torch.float64 for w in weights) else torch.float32
+    whole, size = (torch.int64, 64) if wide == torch.float64 else (torch.int32, 32)
+    found = 0
+    for shift in range(size - 16, -1, -16):
+        counts = torch.zeros(1 << 16, dtype=torch.int64)
+        for part in (part for w in weights for part in w.detach().view(-1).split(_PIECE)):
+            bits = part.to(wide).abs().view(whole)
+            if shift + 16 < size:
+                bits = bits[bits >> (shift + 16) == found]
+            counts += torch.bincount((bits >> shift) & 0xFFFF, minlength=1 << 16).cpu()
+        below = counts.cumsum(0)
+        digit = int(torch.searchsorted(below, k))
+        k -= int(below[digit] - counts[digit])
+        found = found << 16 | digit
+    return float(torch.tensor(found, dtype=whole).view(wide))
 
 
 _BIT = tuple(1 << i for i in range(8))
@@ -320,15 +345,19 @@ _BIT = tuple(1 << i for i in range(8))
 
 def pack_bits(mask: Tensor) -> Tensor:
     """A bool tensor as uint8, eight coordinates a byte: (ceil(numel / 8),)."""
-    flat = mask.view(-1).to(torch.uint8)
-    padded = torch.nn.functional.pad(flat, (0, -len(flat) % 8)).view(-1, 8)
-    return (padded * torch.tensor(_BIT, dtype=torch.uint8, device=mask.device)).sum(
-        1, dtype=torch.uint8
-    )
+    bit = torch.tensor(_BIT, dtype=torch.uint8, device=mask.device)
+    flat = mask.view(-1)
+    out = torch.empty(-(-len(flat) // 8), dtype=torch.uint8, device=mask.device)
+    for part, to in zip(flat.split(_PIECE), out.split(_PIECE // 8), strict=True):
+        padded = torch.nn.functional.pad(part.view(torch.uint8), (0, -len(part) % 8))
+        torch.sum(padded.view(-1, 8) * bit, 1, dtype=torch.uint8, out=to)
+    return out
 
 
 def unpack_bits(packed: Tensor, shape: torch.Size) -> Tensor:
     """The bool tensor of `shape` that `pack_bits` was given."""
     bit = torch.tensor(_BIT, dtype=torch.uint8, device=packed.device)
-    flat = (packed[:, None] & bit).view(-1)[: shape.numel()]
-    return flat.to(torch.bool).view(shape)
+    mask = torch.empty(shape, dtype=torch.bool, device=packed.device)
+    for part, out in zip(packed.split(_PIECE // 8), mask.view(-1).split(_PIECE), strict=True):
+        out.copy_((part[:, None] & bit).view(-1)[: len(out)])
+    return mask

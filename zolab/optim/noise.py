@@ -189,3 +189,11 @@ def rounding_unit(dtype: torch.dtype, magnitude: float) -> float:
     """Spacing of numbers of `dtype` near `magnitude` (ulp), for warnings about eps and lr."""
     digits = {torch.bfloat16: 7, torch.float16: 10, torch.float32: 23, torch.float64: 52}[dtype]
     return 2.0 ** (math.floor(math.log2(magnitude)) - digits) if magnitude > 0 else 0.0
+
+
+def root_mean_square(weight: Tensor) -> float:
+    """Size of the weights of a contiguous tensor, 0 for an empty one; makes no copy of it."""
+    total = torch.zeros((), dtype=torch.float64, device=weight.device)
+    for part in weight.view(-1).split(1 << 20):
+        total += torch.linalg.vector_norm(part.float()).double().square()
+    return math.sqrt(float(total) / max(1, weight.numel()))

@@ -18,7 +18,7 @@ export OMP_WAIT_POLICY := passive
 .PHONY: demo test lint format bench clean
 
 demo: $(VENV)/.ready
-	$(BIN)/zolab experiment=demo
+	$(BIN)/zolab experiment=demo sweep.retry=failed
 	$(BIN)/zolab report outputs/demo/runs --out outputs/demo/report
 
 test: $(VENV)/.ready

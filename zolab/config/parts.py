@@ -96,12 +96,12 @@ class Helene:
     batch_factor: float = option(1.0, above=0, help="factor on squares; Sophia: the batch size")
     gamma: float = option(1.0, above=0, help="factor on the bounded average")
     clip: str = option(
-        "quantile",
+        "constant",
         choices=("quantile", "constant"),
         help="bound: a quantile of the layer's own average, or one number",
     )
-    clip_value: float = option(0.5, min=0, help="that quantile (at most 1), or that number")
-    warmup_steps: int = option(100, min=0, help="steps in which a quantile follows the average")
+    clip_value: float = option(1.0, min=0, help="that quantile (at most 1), or that number")
+    warmup_steps: int = option(100, min=0, help="steps before a quantile is taken and used")
     damping: float = option(1.0e-8, above=0, help="added to the denominator")
 
 

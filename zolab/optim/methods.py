@@ -56,11 +56,14 @@ def SparseMeZO(
     eps: float = 1e-3,
     sparsity: float = 0.75,
     vectors: str = "dense",
+    threshold: str = "tensor",
+    refresh_every: int = 0,
     **options: Any,
 ) -> ZeroOrder:
     """Sparse-MeZO (arXiv 2402.15751): MeZO on ẑ = m ⊙ z, m = 1 where |θ| <= h.
 
-    two_sided × gaussian × small_weights × sgd; h per tensor from θ0, `sparsity` the share frozen.
+    two_sided × gaussian × small_weights × sgd; h per tensor from θ0, `sparsity` the share frozen;
+    `threshold` and `refresh_every` choose other h, see `SmallWeights`.
     2 forwards a step; no state with `Paired`, one bit a weight with `InPlace`.
     """
     return ZeroOrder(
@@ -69,7 +72,7 @@ def SparseMeZO(
         eps,
         estimator=TwoSided(),
         direction=Gaussian(),
-        mask=SmallWeights(sparsity, vectors),
+        mask=SmallWeights(sparsity, vectors, threshold, refresh_every),
         rule=Sgd(),
         **options,
     )

@@ -149,7 +149,8 @@ class ZeroOrder(torch.optim.Optimizer):
             raise RuntimeError("step() without a closure needs estimate(closure) before it")
         record, update = self._pending
         self._pending = None
-        self._finish(record.step, update, record.losses)
+        with torch.inference_mode():  # as in a replay: state made in one goes on in the other
+            self._finish(record.step, update, record.losses)
         self.last = record
         return record.loss
 

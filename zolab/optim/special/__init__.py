@@ -1,0 +1,1 @@
+"""Methods that do not factor into parts: one file each."""

@@ -16,12 +16,48 @@ from zolab.config.fields import option, part
 
 # --- parts of a zeroth-order optimizer -------------------------------------------------------
 
+_SCHEDULE = {
+    "choices": ("constant", "linear", "power"),
+    "help": "n directions; growing to n over the run; min(beta e^alpha, n) in epoch e",
+}
+_HISTORY = {
+    "choices": ("stored", "replayed"),
+    "help": "moments kept as tensors, or made anew from the seeds and scalars of the last steps",
+}
+_WINDOW = {
+    "min": 1,
+    "help": "steps that replayed moments reach back; null: until beta^window < 1e-3",
+}
+
 
 @dataclass
 class TwoSided:
     """Loss at theta + eps z and theta - eps z (SPSA; MeZO, Alg. 1)."""
 
-    num_probes: int = option(1, min=1, help="directions per step (n of n-SPSA)")
+    num_probes: int = option(1, min=1, help="directions per step (n of n-SPSA), at most")
+    schedule: str = option("constant", **_SCHEDULE)
+    num_steps: int | None = option(None, min=1, help="steps of the run, for schedule=linear")
+    beta: float = option(1.0, above=0, help="factor of schedule=power")
+    alpha: float = option(0.5, min=0, help="exponent of schedule=power")
+    epoch_steps: int | None = option(None, min=1, help="steps of an epoch, for schedule=power")
+
+
+@dataclass
+class OneSided:
+    """Loss at theta + eps z, then at theta (forward differences)."""
+
+    num_probes: int = option(1, min=1, help="directions per step, at most")
+    shared: bool = option(True, help="one loss at theta for all directions of a step")
+    schedule: str = option("constant", **_SCHEDULE)
+    num_steps: int | None = option(None, min=1, help="steps of the run, for schedule=linear")
+    beta: float = option(1.0, above=0, help="factor of schedule=power")
+    alpha: float = option(0.5, min=0, help="exponent of schedule=power")
+    epoch_steps: int | None = option(None, min=1, help="steps of an epoch, for schedule=power")
+
+
+@dataclass
+class OnePoint:
+    """Loss at theta + eps z, less that of the last step (residual feedback)."""
 
 
 @dataclass
@@ -72,6 +108,31 @@ class Momentum:
     """Heavy ball: the update follows a running sum of estimates."""
 
     beta: float = option(0.9, min=0, below=1, help="decay of the running sum")
+    history: str = option("stored", **_HISTORY)
+    window: int | None = option(None, **_WINDOW)
+
+
+@dataclass
+class Adam:
+    """Adam's two moments on the estimate."""
+
+    beta1: float = option(0.9, min=0, below=1, help="decay of the first moment")
+    beta2: float = option(0.999, min=0, below=1, help="decay of the second moment")
+    adam_eps: float = option(1.0e-8, above=0, help="added to the root of the second moment")
+    form: str = option(
+        "torch",
+        choices=("torch", "transformers"),
+        help="where adam_eps stands: as torch.optim.Adam, or as the AdamW of transformers 4.28",
+    )
+    history: str = option("stored", **_HISTORY)
+    window: int | None = option(None, **_WINDOW)
+
+
+@dataclass
+class Sign:
+    """Steps along the sign of the scalar, or of each element of the estimate."""
+
+    of: str = option("scalar", choices=("scalar", "element"), help="what the sign is taken of")
 
 
 @dataclass
@@ -108,6 +169,12 @@ class Helene:
 @dataclass
 class InPlace:
     """Weights are perturbed in place and restored (MeZO)."""
+
+    sweeps: str = option(
+        "two",
+        choices=("two", "official"),
+        help="fused sweeps, or back after each probe and the update apart, as published programs",
+    )
 
 
 @dataclass
@@ -162,6 +229,67 @@ class MeZOSVRG:
     anchor_every: int = option(2, min=1, help="steps between anchors")
     direction: Any = part(
         "optimizer.direction", {"_target_": "zolab.optim.Gaussian"}, help="how z is drawn"
+    )
+    placement: Any = part(
+        "optimizer.placement", {"_target_": "auto"}, help="how perturbed losses are evaluated"
+    )
+
+
+@dataclass
+class Conservative:
+    """The best of theta and both ways along the estimate, on the step's batch (ZO-SGD-Cons)."""
+
+    name: str = option("zo_conservative", help="method name in tables", label=True)
+    lr: float = option(2.0e-4, min=0, help="learning rate")
+    eps: float = option(1.0e-3, above=0, help="perturbation scale")
+    estimator: Any = part(
+        "optimizer.estimator", {"_target_": "zolab.optim.TwoSided"}, help="where to probe"
+    )
+    direction: Any = part(
+        "optimizer.direction", {"_target_": "zolab.optim.Gaussian"}, help="how z is drawn"
+    )
+    placement: Any = part(
+        "optimizer.placement", {"_target_": "auto"}, help="how perturbed losses are evaluated"
+    )
+
+
+@dataclass
+class ForwardGrad:
+    """The exact derivative along one direction, by forward-mode differentiation."""
+
+    name: str = option("forward_grad", help="method name in tables", label=True)
+    lr: float = option(2.0e-4, min=0, help="learning rate")
+    weight_decay: float = option(0.0, min=0, help="decoupled weight decay, times lr")
+    direction: Any = part(
+        "optimizer.direction", {"_target_": "zolab.optim.Gaussian"}, help="how v is drawn"
+    )
+    rule: Any = part(
+        "optimizer.rule", {"_target_": "zolab.optim.Sgd"}, help="what to do with the estimate"
+    )
+
+
+@dataclass
+class BlockWise:
+    """Each block of the model is probed on its own."""
+
+    name: str = option("zo_block_wise", help="method name in tables", label=True)
+    lr: float = option(2.0e-4, min=0, help="learning rate")
+    eps: float = option(1.0e-3, above=0, help="perturbation scale")
+    weight_decay: float = option(0.0, min=0, help="decoupled weight decay, times lr")
+    coordinate: bool = option(True, help="move a block before the next one is probed")
+    outside: str = option(
+        "blocks",
+        choices=("frozen", "blocks"),
+        help="parameters outside the layers: never move, or each module a block of its own",
+    )
+    estimator: Any = part(
+        "optimizer.estimator", {"_target_": "zolab.optim.TwoSided"}, help="where to probe"
+    )
+    direction: Any = part(
+        "optimizer.direction", {"_target_": "zolab.optim.Gaussian"}, help="how z is drawn"
+    )
+    rule: Any = part(
+        "optimizer.rule", {"_target_": "zolab.optim.Sgd"}, help="what to do with the estimate"
     )
     placement: Any = part(
         "optimizer.placement", {"_target_": "auto"}, help="how perturbed losses are evaluated"
@@ -313,11 +441,21 @@ PARTS: dict[str, tuple[str, dict[str, type]]] = {
         {
             "zolab.optim.ZeroOrder": ZeroOrder,
             "zolab.optim.MeZOSVRG": MeZOSVRG,
+            "zolab.optim.Conservative": Conservative,
+            "zolab.optim.ForwardGrad": ForwardGrad,
+            "zolab.optim.BlockWise": BlockWise,
             "zolab.baselines.AdamW": AdamW,
             "zolab.baselines.ZeroShot": ZeroShot,
         },
     ),
-    "optimizer.estimator": ("_target_", {"zolab.optim.TwoSided": TwoSided}),
+    "optimizer.estimator": (
+        "_target_",
+        {
+            "zolab.optim.TwoSided": TwoSided,
+            "zolab.optim.OneSided": OneSided,
+            "zolab.optim.OnePoint": OnePoint,
+        },
+    ),
     "optimizer.direction": (
         "_target_",
         {
@@ -332,6 +470,8 @@ PARTS: dict[str, tuple[str, dict[str, type]]] = {
         {
             "zolab.optim.Sgd": Sgd,
             "zolab.optim.Momentum": Momentum,
+            "zolab.optim.Adam": Adam,
+            "zolab.optim.Sign": Sign,
             "zolab.optim.FactorMomentum": FactorMomentum,
             "zolab.optim.Helene": Helene,
         },

@@ -8,32 +8,83 @@ optimizer.flush()
 """
 
 from zolab.optim.directions import Direction, Gaussian, Rademacher
-from zolab.optim.estimators import TwoSided
+from zolab.optim.estimators import OnePoint, OneSided, TwoSided
+from zolab.optim.low_rank import LazyLowRank, LowRank, Subspace
 from zolab.optim.masks import Dense, LargeWeights, LayerMask, RandomMask, SmallWeights
 from zolab.optim.methods import MeZO, MeZOMomentum, SparseMeZO
+from zolab.optim.methods_bench import ForwardGradient, ZOBlockWise, ZOConservative, ZOSign
+from zolab.optim.methods_low_rank import LOZO, LOZOM, SubZero
+from zolab.optim.methods_masks import LargeWeightsMeZO, LeZO, RMeZO
+from zolab.optim.methods_mezo import (
+    NSPSA,
+    AdaZetaQueries,
+    MeZOAdam,
+    MeZOAdamReplayed,
+    MeZOMomentumReplayed,
+    OnePointMeZO,
+    OneSidedMeZO,
+)
+from zolab.optim.methods_second_order import HeleneReconstructed
 from zolab.optim.placements import InPlace, Paired, PerLayer
-from zolab.optim.rules import Momentum, Sgd
+from zolab.optim.reference import Reference
+from zolab.optim.rules import Adam, FactorMomentum, Helene, Momentum, Sgd, Sign
+from zolab.optim.special.block_wise import BlockWise
+from zolab.optim.special.conservative import Conservative
+from zolab.optim.special.forward_grad import ForwardGrad
+from zolab.optim.special.svrg import MeZOSVRG
 from zolab.optim.zero_order import NUMERICS, StepRecord, ZeroOrder
 
 __all__ = [
+    "LOZO",
+    "LOZOM",
+    "NSPSA",
     "NUMERICS",
+    "AdaZetaQueries",
+    "Adam",
+    "BlockWise",
+    "Conservative",
     "Dense",
     "Direction",
+    "FactorMomentum",
+    "ForwardGrad",
+    "ForwardGradient",
     "Gaussian",
+    "Helene",
+    "HeleneReconstructed",
     "InPlace",
     "LargeWeights",
+    "LargeWeightsMeZO",
     "LayerMask",
+    "LazyLowRank",
+    "LeZO",
+    "LowRank",
     "MeZO",
+    "MeZOAdam",
+    "MeZOAdamReplayed",
     "MeZOMomentum",
+    "MeZOMomentumReplayed",
+    "MeZOSVRG",
     "Momentum",
+    "OnePoint",
+    "OnePointMeZO",
+    "OneSided",
+    "OneSidedMeZO",
     "Paired",
     "PerLayer",
+    "RMeZO",
     "Rademacher",
     "RandomMask",
+    "Reference",
     "Sgd",
+    "Sign",
     "SmallWeights",
     "SparseMeZO",
     "StepRecord",
+    "SubZero",
+    "Subspace",
     "TwoSided",
+    "ZOBlockWise",
+    "ZOConservative",
+    "ZOSign",
     "ZeroOrder",
 ]

@@ -174,7 +174,7 @@ class OneSided(_Queries):
 
 
 class OnePoint(Estimator):
-    """One-point residual feedback (MeZO, arXiv 2305.17333, appendix on one-point estimates).
+    """One-point residual feedback (MeZO, arXiv 2305.17333).
 
     c_t = (L(θ_t + εz_t; B_t) - L(θ_{t-1} + εz_{t-1}; B_{t-1})) / ε, along z_t: 1 forward a step.
     The first step has nothing to compare with: c = 0. State: the last finite loss.

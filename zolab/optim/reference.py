@@ -13,14 +13,21 @@ import torch
 from torch import Tensor
 
 from zolab.optim.directions import Direction
+from zolab.optim.engine import Engine, Update
 from zolab.optim.noise import Noise
 from zolab.optim.parameters import ParamInfo, canonical_name
+from zolab.optim.rules.gradient import chunks, gradient
+from zolab.optim.rules.sgd import Sgd
 
 
 class TorchStream(Noise):
-    """Names the noise in headers; it has no blocks that could be made on their own."""
+    """Names the noise in headers; no block of it can be made on its own."""
 
     kind = "reference"
+    per_block = 1
+
+    def blocks(self, block: Tensor, seed: int, pid: int | Tensor, stream: int = 0) -> Tensor:
+        raise NotImplementedError("a torch generator cannot start in the middle of its stream")
 
 
 class Reference(Direction):
@@ -86,3 +93,22 @@ class Reference(Direction):
             )  # fmt: skip
             out[info.pid] = z.view(-1)
         return out
+
+
+class ReferenceSgd(Sgd):
+    """`Sgd` in the operation order of MeZO's program: w - η (c z + λ w), each product rounded.
+
+    Equal to `Sgd` but for rounding: with it, float32 runs of that program repeat bit for bit.
+    """
+
+    stateful = True
+
+    def apply_(
+        self, engine: Engine, info: ParamInfo, update: Update, mask: Tensor | bool, stochastic: bool
+    ) -> None:
+        lr, decay = update.lr[info.group], update.weight_decay[info.group]
+        for chunk in chunks(info, mask):
+            w = chunk.weight
+            g = gradient(engine, info, update, chunk).to(w.dtype)
+            moved = w - (g + decay * w if decay else g) * lr
+            w.copy_(moved if chunk.mask is None else torch.where(chunk.mask, moved, w))

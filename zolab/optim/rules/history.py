@@ -19,7 +19,7 @@ NEGLIGIBLE = 1e-3
 
 
 class History:
-    """The last `window` updates, newest first (MeZO, arXiv 2305.17333, appendix B.3).
+    """The last `window` updates, newest first (MeZO, arXiv 2305.17333).
 
     Args:
         window: steps to keep; None for the fewest after which the slowest moment has forgotten.

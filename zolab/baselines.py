@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -55,6 +56,9 @@ class AdamW:
     def flush(self) -> None:
         """Weights are always clean."""
 
+    def offer_data(self, batches: Callable[[], Iterable[BatchLoss]]) -> None:
+        """Not needed: a step sees its own batch only."""
+
     def tensors(self) -> dict[str, Tensor]:
         out = {}
         for param, state in self._optimizer.state.items():
@@ -99,6 +103,9 @@ class ZeroShot:
 
     def flush(self) -> None:
         """Nothing moves."""
+
+    def offer_data(self, batches: Callable[[], Iterable[BatchLoss]]) -> None:
+        """Not needed: nothing is trained."""
 
     def tensors(self) -> dict[str, Tensor]:
         return {}

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 from torch import Tensor
 
 from zolab.objectives import BatchLoss
-from zolab.optim import StepRecord, ZeroOrder
+from zolab.optim import MeZOSVRG, StepRecord, ZeroOrder
 
 
 class Learner(Protocol):
@@ -34,6 +35,9 @@ class Learner(Protocol):
 
     def flush(self) -> None:
         """Make the weights clean."""
+
+    def offer_data(self, batches: Callable[[], Iterable[BatchLoss]]) -> None:
+        """Batches of the whole training set, for methods that look at all of it."""
 
     def tensors(self) -> dict[str, Tensor]:
         """State to save beside the weights."""
@@ -66,6 +70,10 @@ class ZerothOrderLearner:
 
     def flush(self) -> None:
         self.optimizer.flush()
+
+    def offer_data(self, batches: Callable[[], Iterable[BatchLoss]]) -> None:
+        if isinstance(self.optimizer, MeZOSVRG):
+            self.optimizer.full_batch = batches
 
     def tensors(self) -> dict[str, Tensor]:
         return self.optimizer.tensors()

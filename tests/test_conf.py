@@ -201,7 +201,9 @@ def test_demo_grid_holds_the_methods_of_the_table() -> None:
                     if key not in ("optimizer", "sparsity", "seed")
                 ]
                 cell = compose.check(compose.compose(["train=demo", *overrides]))
-                assert block["seed"] == [0, 1, 2]
+                # Zero-shot does not depend on the seed: once is enough.
+                trains = cell["optimizer"]["_target_"] != "zolab.baselines.ZeroShot"
+                assert block.get("seed", [0]) == ([0, 1, 2] if trains else [0])
                 cells.append(cell)
     found = {(cell["optimizer"]["name"], cell["sparsity"]["name"]) for cell in cells}
     assert found == {

@@ -24,6 +24,7 @@ SMALL = (
 )  # fmt: skip
 CELLS = {
     "in_place": ("optimizer/placement=in_place",),
+    "paired": ("optimizer/placement=paired",),
     "paired_masked": ("optimizer/placement=paired", "sparsity=small_weights"),
     "in_place_masked": ("optimizer/placement=in_place", "sparsity=random"),
     "momentum": ("optimizer=mezo_momentum", "train.checkpoint_minutes=0"),
@@ -96,7 +97,7 @@ def _same_from_wandb(root: Path) -> None:
     assert tables[0] == tables[1]
 
 
-@pytest.mark.parametrize("name", ["in_place", "paired_masked", "in_place_masked"])
+@pytest.mark.parametrize("name", ["in_place", "paired", "paired_masked", "in_place_masked"])
 def test_replay_writes_the_saved_weights(name: str, tmp_path: Path) -> None:
     """Three steps, saved live by checkpoints and rebuilt from the journal, bit for bit."""
     from transformers import AutoModelForCausalLM

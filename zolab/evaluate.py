@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,7 +27,11 @@ class Evaluation:
 
 @torch.inference_mode()
 def evaluate(
-    scorer: Scorer, examples: Sequence[Encoded], batch_size: int, bias: Tensor | None = None
+    scorer: Scorer,
+    examples: Sequence[Encoded],
+    batch_size: int,
+    bias: Tensor | None = None,
+    on_batch: Callable[[], object] = bool,
 ) -> Evaluation:
     """Evaluate on a split; argmax of the candidates' mean log-probabilities.
 
@@ -36,9 +40,11 @@ def evaluate(
         examples: encoded examples.
         batch_size: examples per forward.
         bias: (candidates,) subtracted from the scores, see `calibration`.
+        on_batch: called after each forward, to show that the process is alive.
     """
     loss, right = 0.0, 0
     for scores, labels in _scores(scorer, examples, batch_size):
+        on_batch()
         if bias is not None:
             scores = scores - bias
         loss += F.cross_entropy(scores, labels, reduction="sum").item()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -134,11 +134,13 @@ class _Loop:
         unit = [-(-e.length // PAD_UNIT) for e in job.splits["train"]]
         self.order = BatchOrder(unit, settings["batch_size"], job.seed)
         self.base_lr = [group["lr"] for group in job.learner.param_groups]
+        job.learner.offer_data(self._whole)
         self.bias: Tensor | None = None
         rows = [row for step, row in job.metrics.rows.items() if step <= self.step]
         self.train_seconds = max((row.get("train_seconds", 0.0) for row in rows), default=0.0)
         self._since = {"steps": 0, "seconds": 0.0, "forward": 0.0}
         self._saved = time.monotonic()
+        self._last_loss: float | None = None
         self.best: tuple[float, int] | None = None
         for row in sorted(rows, key=lambda row: row["step"]):
             self._consider(row)
@@ -285,7 +287,8 @@ class _Loop:
 
     def _evaluate(self, split: str) -> dict[str, float]:
         size = self.job.settings["eval_batch_size"]
-        return evaluate(self.job.scorer, self.job.splits[split], size, self.bias).row(split)
+        examples = self.job.splits[split]
+        return evaluate(self.job.scorer, examples, size, self.bias, self._beat).row(split)
 
     def _test(self) -> dict[str, float]:
         """Test is read once, at the best dev point; the model then holds those weights."""
@@ -318,6 +321,12 @@ class _Loop:
         scorer = job.scorer
         return BatchLoss(scorer, [collate(p, scorer.pad_id, scorer.device) for p in parts])
 
+    def _whole(self) -> Iterator[BatchLoss]:
+        """The training set in batches, in its own order."""
+        total, size = len(self.job.splits["train"]), self.job.settings["batch_size"]
+        for start in range(0, total, size):
+            yield self._closure(range(start, min(start + size, total)))
+
     def _factor(self, step: int) -> float:
         """Linear decay as transformers counts it: the last step still moves."""
         if self.job.settings["lr_schedule"] == "linear":
@@ -331,13 +340,15 @@ class _Loop:
         for base, group in zip(self.base_lr, self.job.learner.param_groups, strict=True):
             group["lr"] = base * self._factor(step)
 
-    def _beat(self, loss: float) -> None:
+    def _beat(self, loss: float | None = None) -> None:
+        """Renew the lease and tell how far we are; without a loss, with the last one."""
         step, progress = self.step, self.job.progress
+        self._last_loss = loss if loss is not None else self._last_loss
         self.job.claim.beat(
             {
                 "step": step,
                 "steps": self.total,
-                "loss": loss,
+                "loss": self._last_loss,
                 "forwards_per_second": progress.rate(),
                 "eta_seconds": progress.eta(step),
                 "rss_bytes": peak_bytes(torch.device("cpu")),

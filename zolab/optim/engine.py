@@ -13,12 +13,9 @@ from zolab.optim.directions import Direction, Kept
 from zolab.optim.masks import Dense, pack_bits, unpack_bits
 from zolab.optim.parameters import ParamInfo
 
-#: Models whose trained float32 elements fit in this many bytes keep z between the sweeps of a step.
+#: Models whose trained float32 elements fit in this many bytes trade memory for time: z is kept
+#: between the sweeps of a step, and masks are held as bytes instead of bits.
 KEEP_BYTES = 32 << 20
-
-
-#: Masks of tensors with at least this many elements are held as bits, smaller ones as bytes.
-PACK_FROM = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -60,7 +57,8 @@ class Engine:
         self.step = 0
         total = sum(info.numel for info in self.infos)
         self.source: Direction | Kept = direction
-        if 4 * total <= KEEP_BYTES:
+        self._small = 4 * total <= KEEP_BYTES
+        if self._small:
             self.source = Kept(direction, {info.pid: info.numel for info in self.infos})
         self._held: dict[int, Tensor | bool] = {}
 
@@ -79,7 +77,7 @@ class Engine:
 
     def hold_mask(self, info: ParamInfo) -> None:
         """Decide a parameter's mask from its clean weights now and keep it."""
-        self._held[info.pid] = _compact(self.mask.keep(info, info.data, self.step))
+        self._held[info.pid] = self._compact(self.mask.keep(info, info.data, self.step))
 
     def renew_mask(self, info: ParamInfo) -> None:
         """A new step begins for this parameter and its weights are clean."""
@@ -103,11 +101,15 @@ class Engine:
         if held is None:
             keep = self.mask.keep(info, weight, self.step)
             if self.mask.static:
-                self._held[info.pid] = _compact(keep)
+                self._held[info.pid] = self._compact(keep)
             return keep
         if isinstance(held, bool) or held.dtype == torch.bool:
             return held
         return unpack_bits(held, info.data.shape)
+
+    def _compact(self, keep: Tensor | bool) -> Tensor | bool:
+        """A mask as it is held over a step: one bit a weight, save where packing takes too long."""
+        return keep if isinstance(keep, bool) or self._small else pack_bits(keep)
 
     # -- sweeps ----------------------------------------------------------------------------------
 
@@ -136,13 +138,6 @@ class Engine:
             return rows, rows
         chosen = mask if isinstance(mask, Tensor) else None
         return pair(rows, info.pid, seed, eps, self.source, chosen, offset)
-
-
-def _compact(keep: Tensor | bool) -> Tensor | bool:
-    """A mask as it is held over a step: packing costs time, which small tensors do not repay."""
-    if isinstance(keep, bool) or keep.numel() < PACK_FROM:
-        return keep
-    return pack_bits(keep)
 
 
 def half_precision(tensor: Tensor) -> bool:

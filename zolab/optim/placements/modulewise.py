@@ -164,6 +164,7 @@ class ModuleWise:
             self._active.difference_update(info.pid for info in own)
             for info, data in zip(own, saved, strict=True):
                 info.param.data = data
+        del pairs, both  # scratch: the joined output must not come on top of it
         return _join(outs[0], outs[1], self._batch() if sizes <= {1} else None)
 
     def _batch(self) -> int | None:
@@ -236,22 +237,33 @@ class ModuleWise:
         mask = self.engine.mask_of(info, weight)
         outs: list[list[Tensor]] = [[] for _ in signs]
         at_once = max(1, CHUNK_ELEMENTS // weight.shape[1])
-        eps = self.eps[info.group]
         for start in range(0, weight.shape[0], at_once):
             rows = weight[start : start + at_once]
             chosen = mask[start : start + at_once] if isinstance(mask, Tensor) else mask
-            offset = start * weight.shape[1]
-            both = self.engine.pair_rows(info, rows, self.seed, eps, chosen, offset)
-            perturbed_rows = [both[0 if sign > 0 else 1] for sign in signs]
-            halves = zip(x.chunk(len(signs)), outs, perturbed_rows, strict=True)
-            for x_half, part, perturbed in halves:
-                part.append(F.linear(x_half, perturbed))
+            products = self._products(info, x, rows, chosen, start * weight.shape[1], signs)
+            for part, product in zip(outs, products, strict=True):
+                part.append(product)
         biases = self._biases(module, by_param)
         halves = [torch.cat(part, dim=-1) for part in outs]
         if biases is not None:
             ordered = [biases[0 if sign > 0 else 1] for sign in signs]
             halves = [half.add_(bias) for half, bias in zip(halves, ordered, strict=True)]
         return _rows(halves)
+
+    def _products(
+        self,
+        info: ParamInfo,
+        x: Tensor,
+        rows: Tensor,
+        mask: Tensor | bool,
+        offset: int,
+        signs: tuple[float, ...],
+    ) -> list[Tensor]:
+        """Each part of x times the same rows, perturbed; a function, so that scratch ends here."""
+        eps = self.eps[info.group]
+        both = self.engine.pair_rows(info, rows, self.seed, eps, mask, offset)
+        parts = zip(x.chunk(len(signs)), signs, strict=True)
+        return [F.linear(part, both[0 if sign > 0 else 1]) for part, sign in parts]
 
     def _biases(
         self, module: nn.Linear, by_param: dict[int, ParamInfo]

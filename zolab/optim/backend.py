@@ -116,21 +116,24 @@ def pair(
         mask: bool, as many elements; where False, 0 is added.
         offset: index of the first element within the parameter, for blocks of rows.
     """
+    plus, minus = torch.empty_like(weight), torch.empty_like(weight)
     if native.handles(source.kind, weight):
-        plus, minus = torch.empty_like(weight), torch.empty_like(weight)
         kept = source.stored(pid, seed, offset, weight.numel(), weight.device)
         native.pair(
             source.kind, weight, pid, seed, eps, mask, plus, minus, offset=offset, kept=kept
         )
         return plus, minus
-    z = source.z(pid, seed, offset, weight.numel(), weight.device)
-    step = z.view(weight.shape) * eps
-    if weight.dtype == torch.float64:
-        step = z.view(weight.shape).to(torch.float64) * eps
-    if mask is not None:
-        step.masked_fill_(~mask.view(weight.shape), 0.0)
-    wide = _wide(weight)
-    return (wide + step).to(weight.dtype), (wide - step).to(weight.dtype)
+    keep = None if mask is None else mask.view(-1)
+    above, below = plus.view(-1), minus.view(-1)
+    for start in range(0, weight.numel(), CHUNK):
+        here = slice(start, start + CHUNK)
+        wide = _wide(weight.view(-1)[here])
+        step = source.z(pid, seed, offset + start, len(wide), weight.device).to(wide.dtype) * eps
+        if keep is not None:
+            step.masked_fill_(~keep[here], 0.0)
+        above[here] = wide + step
+        below[here] = wide - step
+    return plus, minus
 
 
 def _stored(

@@ -1,0 +1,39 @@
+"""Where cells run, chosen by `kind`."""
+
+# `option` returns dataclasses.field(): the call is the declaration.
+# ruff: noqa: RUF009
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from zolab.config.fields import option
+
+
+@dataclass
+class LocalLauncher:
+    """Cells run on this machine, several at a time."""
+
+    name: str = option("local", help="launcher name", label=True)
+    parallel: int | None = option(None, min=1, help="cells at a time; null: number of cores")
+    threads: int = option(1, min=1, help="CPU threads per cell")
+
+
+@dataclass
+class SlurmLauncher:
+    """Cells run as one SLURM array."""
+
+    name: str = option("slurm", help="launcher name", label=True)
+    partition: str | None = option(None, help="SLURM partition; null: the default one")
+    account: str | None = option(None, help="account that is charged")
+    qos: str | None = option(None, help="quality of service")
+    gres: str | None = option(None, help="generic resources, such as gpu:a100:1")
+    gpus: int | None = option(None, min=0, help="GPUs per cell; null: 1 if the cluster has any")
+    cpus: int = option(4, min=1, help="CPU cores per cell")
+    memory_gb: float | None = option(None, above=0, help="memory per cell in GB")
+    time_minutes: int = option(60, min=1, help="time limit of a job in minutes")
+    array_parallelism: int = option(256, min=1, help="array members that may run at a time")
+    setup: list[str] = option([], help="shell lines run before the job")
+    signal_seconds: int = option(
+        120, min=0, help="how long before the time limit a cell is told to save, in seconds"
+    )

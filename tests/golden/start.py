@@ -77,7 +77,8 @@ def _base_model(trace: Trace) -> nn.Module:
     settings: dict[str, Any] = dict(trace.config)
     if trace.arch == "roberta-prompt":
         # That program's output layer is a matrix of its own, listed as one.
-        settings["tie_word_embeddings"] = "lm_head.decoder.weight" not in trace.checksums
+        listed = {*trace.checksums, *trace.order}
+        settings["tie_word_embeddings"] = "lm_head.decoder.weight" not in listed
     config = getattr(transformers, config_class)(**settings)
     config._attn_implementation = _attention(trace)
     model = getattr(transformers, model_class)(config)

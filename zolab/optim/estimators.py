@@ -106,7 +106,8 @@ class _Queries(Estimator):
         """Number of directions of a step, from 1."""
         if self.schedule == "linear":
             # In this order and in floating point, as the published program counts.
-            return max(1, int((step - 1) / self.num_steps * self.num_probes))
+            grown = max(1, int((step - 1) / self.num_steps * self.num_probes))
+            return min(grown, self.num_probes)
         if self.schedule == "power":
             epoch = (step - 1) // self.epoch_steps + 1
             return min(max(math.floor(self.beta * epoch**self.alpha), 1), self.num_probes)
@@ -170,7 +171,7 @@ class OneSided(_Queries):
             *moved, clean = losses
             return Estimate(tuple(loss - clean for loss in moved), clean)
         pairs = list(zip(losses[0::2], losses[1::2], strict=True))
-        return Estimate(tuple(moved - clean for moved, clean in pairs), losses[1])
+        return Estimate(tuple(moved - clean for moved, clean in pairs), losses[-1])
 
 
 class OnePoint(Estimator):

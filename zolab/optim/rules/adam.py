@@ -32,8 +32,8 @@ class Adam(Rule):
     Args:
         beta1, beta2: decay of the moments, 0 <= beta < 1.
         adam_eps: ϵ > 0.
-        form: where ϵ stands. "torch" as above; "transformers": the AdamW of transformers 4.28, which
-            MeZO's code uses, η √(1-β2^t) / (1-β1^t) · m / (√v + ϵ) and decay after the step.
+        form: where ϵ stands. "torch" as above; "transformers": as AdamW of transformers 4.28, which
+            MeZO's code uses: η √(1-β2^t) / (1-β1^t) · m / (√v + ϵ) and decay after the step.
         history: "stored" or "replayed".
         window: steps replayed moments reach back; None for the fewest with β^window < 1e-3.
     """

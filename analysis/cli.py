@@ -5,8 +5,17 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from analysis import DEFAULT_BASELINE, SOURCES
+from zolab.errors import UserError
+
+
+class _Parser(argparse.ArgumentParser):
+    """Arguments of the verb; mistakes are told in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (see {self.prog} --help)")
 
 
 def report(argv: Sequence[str]) -> int:
@@ -19,10 +28,10 @@ def report(argv: Sequence[str]) -> int:
         0 when the report was written.
 
     Raises:
-        UserError: see `analysis.report.build`.
-        SystemExit: by argparse, with status 2 for wrong words and 0 for --help.
+        UserError: wrong words, or see `analysis.report.build`.
+        SystemExit: by argparse, with status 0 for --help.
     """
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="zolab report",
         description="Convergence, speedup, time and memory tables from the logs of finished runs.",
     )

@@ -28,8 +28,8 @@ def csv_rows(groups: Sequence[Group]) -> list[dict[str, Any]]:
     """One record per model, task and method (see `COLUMNS`).
 
     `step_seconds` is the mean over runs of each run's median step, `forward_share` the share of it
-    spent in forward passes, `train_seconds` the mean over runs, `peak_bytes` the largest of all
-    runs. NaN where nothing was logged.
+    spent in forward passes (NaN with back-propagation), `train_seconds` the mean over runs,
+    `peak_bytes` the largest of all runs. NaN where nothing was logged.
     """
     rows = []
     for group in groups:
@@ -76,7 +76,8 @@ def cost_table(group: Group) -> Table:
         rows.append(cells)
     notes = [
         "Step: median over a run's log rows, then mean ± standard deviation over seeds. “in "
-        "forwards”: the share of a step spent in forward passes. Peak: largest over the runs, of "
+        "forwards”: the share of a step spent in forward passes; “–” with back-propagation, whose "
+        "forward and backward passes are timed as one. Peak: largest over the runs, of "
         "the whole process on CPU, of the allocator on CUDA. All as measured on the machine at "
         "the time."
     ]

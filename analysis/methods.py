@@ -3,7 +3,10 @@
 A method is the optimizer's name plus the mask when there is one (`mezo`, `mezo + small_weights
 0.75`): Sparse-MeZO is a mask on MeZO, not an optimizer of its own. Runs of one label that differ
 only in the learning rate are a grid, of which the rate best on dev stands for the method; any
-other difference makes a method of its own, with the difference in its label.
+other difference makes a method of its own, with the difference in its label (see `variants`).
+
+Only finished runs count. What a killed run leaves behind differs between the two sources, so no
+number may hang on it; unfinished runs are named in the notes.
 """
 
 from __future__ import annotations
@@ -18,17 +21,9 @@ import polars as pl
 from analysis import DEFAULT_BASELINE
 from analysis.runs import Runs, is_zero_shot
 from analysis.stats import Array
+from analysis.variants import Variant, variants, without_twins
 from zolab.errors import UserError, nearest
 from zolab.tracking.schema import AXES
-
-#: Config keys that do not make another method: where and how often, not what.
-_NEUTRAL = (
-    "seed", "run_root", "tracking", "launcher", "sweep", "model.name", "model.device", "task.name",
-    "optimizer.name", "optimizer.lr", "sparsity.name", "sparsity.sparsity", "train.log_every",
-    "train.checkpoint_minutes", "train.eval_batch_size",
-)  # fmt: skip
-#: What a run without training does not depend on, besides.
-_NEUTRAL_ZERO_SHOT = ("train", "sparsity")
 
 
 @dataclass(frozen=True)
@@ -44,7 +39,8 @@ class Curve:
         dev: dev key to its value at each evaluation, shape (num_evals,), NaN where not logged.
         test: test key to its value, empty unless done.
         perf: time and memory of the run: "step_seconds" (median over the logged rows),
-            "forward_share", "train_seconds", "peak_bytes"; what was not logged is missing.
+            "forward_share" (not with back-propagation, whose two passes are timed as one),
+            "train_seconds", "peak_bytes"; what was not logged is missing.
     """
 
     run_id: str
@@ -68,7 +64,7 @@ class Method:
         zero_shot: no training: a constant.
         first_order: trained by back-propagation.
         done: finished runs by seed.
-        unfinished: runs that began and have no final row.
+        unfinished: runs of that rate that began and have no final row: told, but in no number.
     """
 
     label: str
@@ -135,11 +131,8 @@ def group_runs(runs: Runs, baseline: str | None = None) -> tuple[list[Group], li
     parts: list[tuple[str, str, list[Method]]] = []
     for (model, task), rows in table.group_by(["model", "task"], maintain_order=True):
         methods = _methods(rows, curves, notes, f"{model} on {task}")
-        if any(method.done for method in methods):
-            parts.append((str(model), str(task), [m for m in methods if m.done]))
-        notes.extend(
-            f"{model} on {task}, {m.label}: no finished run" for m in methods if not m.done
-        )
+        if methods:
+            parts.append((str(model), str(task), methods))
     parts.sort(key=lambda part: part[:2])
     chosen = {(m, t): _find_baseline(methods, baseline) for m, t, methods in parts}
     if baseline is not None and not any(chosen.values()):
@@ -192,91 +185,71 @@ def _metric(methods: list[Method]) -> str:
 def _methods(
     rows: pl.DataFrame, curves: dict[str, Curve], notes: list[str], where: str
 ) -> list[Method]:
-    """The methods of one model and task."""
-    by_label: dict[str, list[dict[str, Any]]] = {}
-    for row in rows.iter_rows(named=True):
-        if row["run_id"] in curves:  # otherwise it has not begun
-            by_label.setdefault(_label(row), []).append(row)
+    """The methods of one model and task that have a finished run."""
+    table = list(rows.iter_rows(named=True))
+    for key in ("model.path", "task.path"):
+        paths = {row.get(f"config.{key}") for row in table if row["state"] == "done"}
+        if len(paths) > 1:
+            notes.append(f"{where}: {key} differs between runs; taken for the same files, moved")
+    idle = [row["run_id"] for row in table if row["run_id"] not in curves]
+    if idle:
+        notes.append(f"{where}: {_ids(idle)} logged no row and count nowhere")
     methods = []
-    for label, members in by_label.items():
-        zero_shot = is_zero_shot(members[0]["optimizer"], members[0]["optimizer_target"])
-        for suffix, same in _variants(members, zero_shot):
-            full = f"{label}, {suffix}" if suffix else label
-            method = _one_method(full, same, curves, zero_shot)
-            seeds = [curve.seed for curve in method.done]
-            if len(set(seeds)) < len(seeds):
-                notes.append(
-                    f"{where}, {full}: several runs of one seed and one config; data or model "
-                    "files changed between them, all are counted"
-                )
-            methods.append(method)
+    for variant in variants([row for row in table if row["run_id"] in curves]):
+        about = f"{where}, {variant.label}"
+        if variant.unfinished:
+            ids = _ids([row["run_id"] for row in variant.unfinished])
+            begun = "unfinished, in no number" if variant.done else "no finished run"
+            notes.append(f"{about}: {begun} ({ids})")
+        if not variant.done:
+            continue
+        variant.done, twins = without_twins(variant.done)
+        if twins:
+            ids = _ids([row["run_id"] for row in twins])
+            notes.append(f"{about}: {ids} not counted: the same seed with an explicit placement is")
+        method = _one_method(variant, curves)
+        seeds = [curve.seed for curve in method.done]
+        if len(set(seeds)) < len(seeds):
+            notes.append(
+                f"{about}: several runs of one seed and one config; data or model files changed "
+                "between them, all are counted"
+            )
+        methods.append(method)
     return methods
 
 
-def _label(row: dict[str, Any]) -> str:
-    if row["sparsity"] == "none" or is_zero_shot(row["optimizer"], row["optimizer_target"]):
-        return row["optimizer"]
-    return f"{row['optimizer']} + {row['sparsity']} {row['sparsity_share']:g}"
+def _ids(run_ids: Sequence[str]) -> str:
+    """For a note: "run aa", "2 runs: aa, bb"."""
+    if len(run_ids) == 1:
+        return f"run {run_ids[0]}"
+    return f"{len(run_ids)} runs: {', '.join(run_ids)}"
 
 
-def _variants(
-    members: list[dict[str, Any]], zero_shot: bool
-) -> list[tuple[str, list[dict[str, Any]]]]:
-    """Split runs of one label by the config keys in which they differ, with a text for each."""
-    neutral = _NEUTRAL + (_NEUTRAL_ZERO_SHOT if zero_shot else ())
-    keys = [
-        key
-        for key in members[0]
-        if key.startswith("config.")
-        and not any(key[7:] == name or key[7:].startswith(f"{name}.") for name in neutral)
-        and len({member[key] for member in members}) > 1
-    ]
-    split: dict[str, list[dict[str, Any]]] = {}
-    for member in members:
-        text = ", ".join(
-            f"{_short(key, keys)} {_last_word(member[key], key)}" for key in keys if member[key]
-        )
-        split.setdefault(text, []).append(member)
-    return list(split.items())
-
-
-def _last_word(value: str, key: str) -> str:
-    return value.rpartition(".")[2] if key.endswith("_target_") else value
-
-
-def _short(key: str, keys: Sequence[str]) -> str:
-    """The last word of a config key, or all of it when two keys end alike."""
-
-    def last(name: str) -> str:
-        return name.removesuffix("._target_").rpartition(".")[2]
-
-    return last(key) if sum(last(key) == last(other) for other in keys) == 1 else key[7:]
-
-
-def _one_method(
-    label: str, members: list[dict[str, Any]], curves: dict[str, Curve], zero_shot: bool
-) -> Method:
+def _one_method(variant: Variant, curves: dict[str, Curve]) -> Method:
     """Choose the learning rate and gather its seeds."""
+    first = variant.done[0]
+    zero_shot = is_zero_shot(first["optimizer"], first["optimizer_target"])
     by_lr: dict[float | None, list[Curve]] = {}
     seen: set[int] = set()
-    for member in sorted(members, key=lambda m: (m["seed"], m["run_id"])):
-        if zero_shot and member["seed"] in seen:
-            continue  # the same evaluation, queued once per sparsity or step count of a grid
-        seen.add(member["seed"])
-        lr = None if zero_shot else member["lr"]
-        by_lr.setdefault(lr, []).append(curves[member["run_id"]])
-    by_accuracy = members[0].get("config.train.select_by") == "accuracy"
+    for members in (variant.done, variant.unfinished):
+        for member in sorted(members, key=lambda m: (m["seed"], m["run_id"])):
+            if zero_shot and member["seed"] in seen:
+                continue  # the same evaluation, queued once per sparsity or step count of a grid
+            seen.add(member["seed"])
+            lr = None if zero_shot else member["lr"]
+            by_lr.setdefault(lr, []).append(curves[member["run_id"]])
+    by_accuracy = first.get("config.train.select_by") == "accuracy"
     key = "dev/accuracy" if by_accuracy else "dev/loss"
     scores = {lr: _score(group, key, by_accuracy) for lr, group in by_lr.items()}
     # Finished seeds first: a rate that lost seeds must not win by the ones that survived.
     best = min(scores, key=lambda lr: (-scores[lr][0], _rank(scores[lr][1], by_accuracy), lr or 0))
     return Method(
-        label=label,
+        label=variant.label,
         lr=best,
         lr_scores={lr: scores[lr] for lr in sorted(k for k in scores if k is not None)},
         selected_by=key,
         zero_shot=zero_shot,
-        first_order=".baselines." in members[0]["optimizer_target"] and not zero_shot,
+        first_order=".baselines." in first["optimizer_target"] and not zero_shot,
         done=tuple(curve for curve in by_lr[best] if curve.done),
         unfinished=tuple(curve for curve in by_lr[best] if not curve.done),
     )
@@ -316,6 +289,7 @@ def _curves(runs: Runs) -> dict[str, Curve]:
         pl.col(name).forward_fill().over("run_id").fill_null(0.0) for name in axes
     )
     about = {row["run_id"]: row for row in runs.runs.iter_rows(named=True)}
+    zeroth_order = set(runs.metrics.filter(key.str.starts_with("zo/"))["run_id"].unique())
     curves = {}
     for (run_id,), rows in wide.group_by(["run_id"], maintain_order=True):
         row = about[str(run_id)]
@@ -328,7 +302,7 @@ def _curves(runs: Runs) -> dict[str, Curve]:
             | {name: _floats(evals[name]) for name in axes if (rows[name].max() or 0.0) > 0.0},
             dev={name: _floats(evals[name]) for name in dev if rows[name].count()},
             test={name: float(rows[name].drop_nulls()[-1]) for name in test if rows[name].count()},
-            perf=_perf(rows),
+            perf=_perf(rows, row["run_id"] in zeroth_order),
         )
     return curves
 
@@ -337,14 +311,14 @@ def _floats(column: pl.Series) -> Array:
     return column.cast(pl.Float64).fill_null(float("nan")).to_numpy()
 
 
-def _perf(rows: pl.DataFrame) -> dict[str, float]:
+def _perf(rows: pl.DataFrame, zeroth_order: bool) -> dict[str, float]:
     """Time and memory of one run."""
     perf: dict[str, float] = {}
     columns = set(rows.columns)
     if "perf/step_seconds" in columns:
         # The median over rows: the first rows of an attempt include warming up.
         perf["step_seconds"] = rows["perf/step_seconds"].median()
-    if {"perf/step_seconds", "perf/forward_seconds"} <= columns:
+    if zeroth_order and {"perf/step_seconds", "perf/forward_seconds"} <= columns:
         both = rows.drop_nulls(["perf/step_seconds", "perf/forward_seconds"])
         perf["forward_share"] = (both["perf/forward_seconds"] / both["perf/step_seconds"]).median()
     for name, column in (("train_seconds", "train_seconds"), ("peak_bytes", "perf/peak_bytes")):

@@ -89,7 +89,9 @@ def read_local(runs_dir: Path) -> Runs:
         UserError: the folder is missing, is a file, or holds no run.
     """
     _require_folder(runs_dir)
-    candidates = [runs_dir, *sorted(path for path in runs_dir.iterdir() if path.is_dir())]
+    below = sorted(path for path in runs_dir.iterdir() if path.is_dir())
+    # Dot folders are not runs: replaced ones are kept in one.
+    candidates = [runs_dir, *(path for path in below if not path.name.startswith("."))]
     folders = [path for path in candidates if _is_run(path)]
     if not folders:
         raise UserError(f"{runs_dir}: no runs here (no folder with a config.yaml)")
@@ -203,7 +205,10 @@ def _json_object(path: Path) -> dict[str, Any]:
 
 
 def _wandb_files(folder: Path, notes: list[str]) -> list[Path]:
-    """Real paths of all `.wandb` files below `folder`, links followed, each once, in order."""
+    """Real paths of all `.wandb` files below `folder`, links followed, each once, in order.
+
+    Dot folders are left out, as `read_local` does.
+    """
     found: set[Path] = set()
     seen: set[str] = set()
 
@@ -216,6 +221,7 @@ def _wandb_files(folder: Path, notes: list[str]) -> list[Path]:
             folders.clear()
             continue
         seen.add(real)
+        folders[:] = [name for name in folders if not name.startswith(".")]
         found.update(Path(real, name) for name in files if name.endswith(".wandb"))
     return sorted(found)
 
@@ -228,6 +234,8 @@ def _merge(run_id: str, logs: list[WandbLog]) -> _Run:
     else:
         logs.sort(key=lambda log: (log.path.parent.name, str(log.path)))
     configs = [log.config for log in logs if isinstance(log.config.get("zolab"), dict)]
+    if not configs and not any(log.rows or log.config or log.notes for log in logs):
+        raise _Unreadable("killed before wandb wrote anything to disk")
     if not configs:
         raise _Unreadable("no config record: damaged, or not logged by zolab")
     run = _Run(run_id=run_id, config=configs[-1]["zolab"])

@@ -15,7 +15,7 @@ from analysis.tables import FORWARDS_NOTE, Table, count, level, unit
 
 COLUMNS = (
     "model", "task", "baseline", "key", "target", "method", "lr", "axis", "num_runs", "reached",
-    "unfinished", "median_to_target", "baseline_median", "speedup", "lower_bound", "run_ids",
+    "median_to_target", "baseline_median", "speedup", "lower_bound", "run_ids",
 )  # fmt: skip
 #: Axis of a run's cost to its heading.
 AXES = {"step": "steps", "forwards_total": "forwards", "train_seconds": "seconds"}
@@ -33,36 +33,36 @@ def target_level(group: Group) -> float | None:
 
 
 def times_to_target(group: Group, method: Method, axis: str, target: float) -> list[float]:
-    """Cost at which each run first reached the target, infinity for a miss.
-
-    A run that began and has no final row is a miss whatever it had reached: leaving it out would
-    let a method gain by failing.
-    """
+    """Cost at which each finished run first reached the target, infinity for a miss."""
     key = f"dev/{group.metric}"
-    times = [
+    return [
         stats.time_to_target(
             curve.costs[axis], curve.dev[key], target, higher_is_better=group.higher_is_better
         )
         for curve in _usable(method, key, axis)
     ]
-    return times + [math.inf] * len(method.unfinished)
 
 
 def _usable(method: Method, key: str, axis: str) -> list[Curve]:
     return [curve for curve in method.done if key in curve.dev and axis in curve.costs]
 
 
-def compare(group: Group, method: Method, axis: str, target: float) -> stats.Speedup | None:
-    """One method against the baseline on one axis; None when the axis was not logged."""
+def compare(
+    group: Group, method: Method, axis: str, target: float, *, strict: bool = False
+) -> stats.Speedup | None:
+    """One method against the baseline on one axis; None when the axis was not logged.
+
+    With `strict`, unfinished runs count as misses, whatever they had reached.
+    """
     base, key = group.baseline, f"dev/{group.metric}"
     if base is None or not _usable(method, key, axis) or not _usable(base, key, axis):
         return None
     budget = float(np.mean([curve.costs[axis][-1] for curve in _usable(base, key, axis)]))
-    return stats.speedup(
-        times_to_target(group, method, axis, target),
-        times_to_target(group, base, axis, target),
-        budget,
+    own, other = (
+        times_to_target(group, m, axis, target) + [math.inf] * (len(m.unfinished) * strict)
+        for m in (method, base)
     )
+    return stats.speedup(own, other, budget)
 
 
 def csv_rows(groups: Sequence[Group]) -> list[dict[str, Any]]:
@@ -95,12 +95,11 @@ def csv_rows(groups: Sequence[Group]) -> list[dict[str, Any]]:
                         "axis": axis,
                         "num_runs": result.num_runs,
                         "reached": result.reached,
-                        "unfinished": len(method.unfinished),
                         "median_to_target": result.median,
                         "baseline_median": own.median,
                         "speedup": result.ratio,
                         "lower_bound": result.lower_bound,
-                        "run_ids": " ".join(c.run_id for c in method.done + method.unfinished),
+                        "run_ids": " ".join(c.run_id for c in method.done),
                     }
                 )
     return rows
@@ -130,7 +129,7 @@ def speedup_table(group: Group) -> Table | None:
         known = [result for result in results.values() if result is not None]
         reached = f"{known[0].reached} of {known[0].num_runs}" if known else "–"
         if method.unfinished:
-            reached += f" ({len(method.unfinished)} unfinished)"
+            reached += f" (+ {len(method.unfinished)} unfinished)"
         row = [method.label, reached]
         for axis, result in results.items():
             if result is None:
@@ -142,8 +141,8 @@ def speedup_table(group: Group) -> Table | None:
     notes = [
         f"Target: dev {group.metric} {shown}, the mean over {base.label}'s seeds at their "
         "last evaluation. A run's cost is that of its first evaluation at or beyond it; a run that "
-        "never gets there, or has no end, is a miss and counts as infinite. Cost: median over the "
-        "runs; “not reached” when half or more of them missed. "
+        "never gets there is a miss and counts as infinite. Cost: median over the "
+        "finished runs; “not reached” when half or more of them missed. "
         f"Speedup: median of {base.label} / median of the method.",
         FORWARDS_NOTE + " Seconds are training time without evaluation, as measured on the "
         "machine at the time; they compare only between runs of one machine under equal load.",
@@ -153,7 +152,25 @@ def speedup_table(group: Group) -> Table | None:
             f"“≥”: {base.label} itself missed its mean level in half or more of its seeds; its "
             "whole budget stands in for its median, so the speedup is at least this."
         )
+    if any(method.unfinished for method in group.trained):
+        notes.append(_unfinished_note(group, axes, target))
     return Table(f"Cost of {base.label}'s final level", headers, rows, notes)
+
+
+def _unfinished_note(group: Group, axes: Sequence[str], target: float) -> str:
+    """What the table would say if unfinished runs counted: no method may gain by failing unseen."""
+    changed = []
+    for method in group.trained:
+        now = [compare(group, method, axis, target) for axis in axes]
+        strict = [compare(group, method, axis, target, strict=True) for axis in axes]
+        if [r and ratio_text(r) for r in now] != [r and ratio_text(r) for r in strict]:
+            texts = dict.fromkeys(ratio_text(result) for result in strict if result is not None)
+            changed.append(f"{method.label}: {' / '.join(texts)}")
+    return (
+        "Unfinished runs are in no number, because local and wandb logs need not hold the same of "
+        "a killed run. Counted as misses, they would "
+        + (f"make the speedup {'; '.join(changed)}." if changed else "change no speedup.")
+    )
 
 
 def _cost(median: float, axis: str) -> str:

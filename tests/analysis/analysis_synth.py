@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from zolab.tracking.schema import BACKPROP_FORWARDS
 from zolab.tracking.wandb_file import read_log
 
 BASE: dict[str, Any] = {
@@ -73,7 +74,7 @@ def rows(
     Args:
         accuracies: dev accuracy at each evaluation; a NaN also makes the dev loss NaN.
         every: steps between evaluations.
-        forwards: forwards per step.
+        forwards: forwards per step; that of back-propagation makes it a first-order run.
         seconds: training seconds per step.
         test: test accuracy on the last row; None for a run that did not finish.
         attempt: the attempt that wrote the rows.
@@ -88,6 +89,8 @@ def rows(
             row |= {"train/loss": 0.7 - 0.001 * step + accuracy / 7, "train/lr": 1e-6}
             row |= {"perf/step_seconds": seconds, "perf/forward_seconds": 0.75 * seconds}
             row["perf/peak_bytes"] = 100 << 20
+            if forwards < BACKPROP_FORWARDS:
+                row |= {"zo/projected_grad": accuracy - 0.5, "zo/zero_share": 0.0}
         made.append(row)
     if test is not None:
         best = max(range(len(accuracies)), key=lambda i: (not math.isnan(accuracies[i]), i))

@@ -1,0 +1,56 @@
+"""A linear loss, short runs and explicit estimates for the tests of parts."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from zolab.optim import StepRecord, ZeroOrder
+
+
+def make(model: nn.Module, **options) -> ZeroOrder:
+    options = {"lr": 1e-3, "eps": 1e-3, "seed": 3, "model": model, **options}
+    return ZeroOrder(model.named_parameters(), **options)
+
+
+def steps(optimizer: ZeroOrder, closure, num: int) -> list[StepRecord]:
+    records = []
+    for _ in range(num):
+        optimizer.step(closure)
+        records.append(optimizer.last)
+    optimizer.flush()
+    return records
+
+
+def weights(model: nn.Module) -> torch.Tensor:
+    return torch.cat([p.detach().double().view(-1) for p in model.parameters()])
+
+
+class Linear(nn.Module):
+    """A loss that is linear in its weights: every difference is exact but for rounding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.w = nn.Parameter(torch.randn(40, generator=generator, dtype=torch.float64))
+        self.slope = torch.randn(40, generator=generator, dtype=torch.float64)
+
+    def forward(self) -> torch.Tensor:
+        return self.w @ self.slope
+
+    def closure(self, copies: int = 1) -> list[float]:
+        out = self()
+        return out.tolist() if out.dim() else [float(out.detach())] * copies
+
+
+def explicit(optimizer: ZeroOrder, record: StepRecord) -> list[torch.Tensor]:
+    """The gradient estimate of a step, written out."""
+    out = []
+    for info in optimizer.infos:
+        g = torch.zeros(info.numel, dtype=torch.float64)
+        for j, c in enumerate(record.coefficients):
+            seed = optimizer.seed_of(record.step, j)
+            z = optimizer.direction.z(info.pid, seed, 0, info.numel, g.device)
+            g += c * z.double() / len(record.coefficients)
+        out.append(g.view(info.param.shape))
+    return out

@@ -318,7 +318,7 @@ def test_experiment_with_a_grid_sweeps_without_m(
     capsys: pytest.CaptureFixture[str], empty_folder: Path
 ) -> None:
     assert cli.main(["experiment=demo", "sweep.dry_run=true"]) == 0
-    assert capsys.readouterr().out.splitlines()[0].startswith("21 cells: 21 to run")
+    assert capsys.readouterr().out.splitlines()[0].startswith("17 cells: 17 to run")
     assert list(empty_folder.iterdir()) == []
 
 

@@ -260,7 +260,7 @@ def test_build_makes_only_parts_of_zolab(target: str) -> None:
 def test_trusted_class_is_checked_through_and_built(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(compose, "_trusted", set())
+    monkeypatch.setattr(compose.building, "_trusted", set())
     overrides = [
         *("trusted_targets=[fractions]", "optimizer._target_=fractions.Fraction"),
         *("~optimizer.estimator", "~optimizer.direction", "~optimizer.rule"),
@@ -270,7 +270,7 @@ def test_trusted_class_is_checked_through_and_built(
     with pytest.raises(UserError, match="trusted_targets"):
         cell_of(*overrides[1:])
     folder = compose.write_cell(cell_of(f"run_root={tmp_path}", *overrides))
-    monkeypatch.setattr(compose, "_trusted", set())
+    monkeypatch.setattr(compose.building, "_trusted", set())
     node = compose.read_cell(folder)["optimizer"]  # as a job does
     assert node == {"_target_": "fractions.Fraction", "numerator": 3}
     assert compose.build(node, denominator=4) == 0.75

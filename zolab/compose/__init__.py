@@ -1,0 +1,108 @@
+"""From YAML and overrides to a checked cell, its identity and its run directory.
+
+The one place that composes with Hydra and that instantiates. Planning a grid imports no torch:
+classes are looked up in `build` only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zolab import assets
+from zolab.compose.building import build, trust
+from zolab.compose.cells import read_cell, write_cell
+from zolab.compose.overrides import explain, prepare_hydra, prepare_overrides, register_profiles
+from zolab.config import CONF_DIR, check_tree
+from zolab.config.contents import locate_model, locate_task, split_files
+from zolab.config.identity import identity, run_id
+from zolab.config.rows import look_over
+from zolab.errors import UserError, first_line
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+__all__ = [
+    "build",
+    "check",
+    "compose",
+    "explain",
+    "identity",
+    "prepare_hydra",
+    "prepare_overrides",
+    "read_cell",
+    "register_profiles",
+    "resolve",
+    "run_id",
+    "trust",
+    "write_cell",
+]
+
+
+def compose(
+    overrides: Sequence[str] = (),
+    *,
+    config_name: str = "config",
+    config_dir: str | Path | None = None,
+) -> DictConfig:
+    """Compose one config from the YAML files, as the command line does, without checking it.
+
+    Args:
+        overrides: Hydra overrides such as `optimizer=mezo` or `optimizer.lr=1e-4`.
+        config_name: primary config in the folder.
+        config_dir: folder with the YAML files; None for those of zolab.
+
+    Raises:
+        hydra.errors.HydraException: unknown group, option or key.
+    """
+    import hydra
+
+    prepare_hydra()
+    folder = Path(config_dir or CONF_DIR).resolve()
+    with hydra.initialize_config_dir(str(folder), version_base="1.3", job_name="zolab"):
+        return hydra.compose(config_name, overrides=list(overrides))
+
+
+def resolve(config: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
+    """A composed config as a plain dict: interpolations resolved, Hydra's own node left out.
+
+    Raises:
+        UserError: an interpolation leads nowhere.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        tree = OmegaConf.to_container(
+            OmegaConf.create(dict(config)) if not OmegaConf.is_config(config) else config,
+            resolve=True,
+        )
+    except OmegaConfBaseException as error:
+        raise UserError(f"{error.full_key}: {first_line(error)}") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"the config is not a mapping but {tree!r}")
+    return {str(name): value for name, value in tree.items() if name != "hydra"}
+
+
+def check(config: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
+    """The resolved config of one cell, validated against the schema and the files it names.
+
+    Folders in `model.path` and `task.path` come back absolute, so that a job finds them from any
+    working directory; embedded names and hub names stay as they are. `grid` is dropped: it
+    describes a sweep, not a cell.
+
+    Raises:
+        UserError: unknown key, wrong type, value outside its limits, parts that do not go together,
+            a missing model or data folder, or a row of data that the task cannot use.
+    """
+    cell = check_tree(resolve(config))
+    del cell["grid"]
+    model_dir, task_dir = locate_model(cell["model"]), locate_task(cell["task"])
+    if model_dir is not None and cell["model"]["path"] not in assets.models():
+        cell["model"]["path"] = str(model_dir.resolve())
+    if cell["task"]["path"] not in assets.tasks():
+        cell["task"]["path"] = str(task_dir.resolve())
+    look_over(cell["task"], split_files(task_dir))
+    trust(cell["trusted_targets"])
+    return cell

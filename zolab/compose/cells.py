@@ -1,0 +1,94 @@
+"""The config.yaml of a run directory: written, brought up to date, read back."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from zolab.compose.building import trust
+from zolab.config import check_tree
+from zolab.config.contents import save_hashes
+from zolab.config.identity import identity, run_id
+from zolab.errors import UserError, first_line
+
+
+def write_cell(cell: Mapping[str, Any]) -> Path:
+    """Make the run directory of a checked cell and write its config.yaml, once; returns the folder.
+
+    An existing config of the same identity stays as it is, however the rest differs.
+
+    Raises:
+        UserError: run_root is a file or cannot be written, or another cell has the same id.
+    """
+    name = run_id(cell)
+    root = Path(cell["run_root"])
+    folder = root / name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / "config.yaml").exists():
+            _write_once(folder / "config.yaml", cell)
+    except (FileExistsError, NotADirectoryError):
+        raise UserError(f"run_root = {str(root)!r}: {_not_a_folder(folder)} is a file") from None
+    except OSError as error:
+        raise UserError(f"run_root = {str(root)!r}: cannot write there: {error.strerror}") from None
+    if not os.access(folder, os.W_OK) and not (folder / "result.json").exists():
+        raise UserError(f"run_root = {str(root)!r}: {folder} cannot be written")
+    stored = read_cell(folder)
+    if identity(stored) != identity(cell):
+        raise UserError(
+            f"{folder / 'config.yaml'} holds another cell with the same run id; "
+            "move that run directory away or choose another run_root"
+        )
+    save_hashes(root)
+    return folder
+
+
+def _write_once(target: Path, cell: Mapping[str, Any]) -> None:
+    """Put a complete file in place or leave an existing one alone (link fails if it exists)."""
+    temp = target.with_name(f".{target.name}-{uuid.uuid4().hex}.tmp")
+    try:
+        with temp.open("x") as file:
+            yaml.safe_dump(dict(cell), file, sort_keys=False, allow_unicode=True)
+            file.flush()
+            os.fsync(file.fileno())
+        with contextlib.suppress(FileExistsError):
+            os.link(temp, target)
+    finally:
+        with contextlib.suppress(OSError):
+            temp.unlink()
+
+
+def _not_a_folder(folder: Path) -> Path:
+    """The first ancestor that exists and is no folder (or the folder itself)."""
+    chain = [*reversed(folder.parents), folder]
+    return next((path for path in chain if path.exists() and not path.is_dir()), folder)
+
+
+def read_cell(folder: str | Path) -> dict[str, Any]:
+    """The checked config stored in a run directory; also trusts the targets it lists for `build`.
+
+    Raises:
+        UserError: there is no config.yaml, or it is not a valid cell of this version.
+    """
+    file = Path(folder) / "config.yaml"
+    try:
+        tree = yaml.safe_load(file.read_text())
+    except OSError as error:
+        raise UserError(f"{file}: cannot read it: {error.strerror}") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{file}: not valid YAML ({first_line(error)})") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"{file}: expected a mapping of keys to values")
+    try:
+        cell = check_tree(tree)
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from None
+    del cell["grid"]
+    trust(cell["trusted_targets"])
+    return cell

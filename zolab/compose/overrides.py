@@ -1,0 +1,120 @@
+"""Overrides, plugins and site files on their way into Hydra, and what Hydra says in one line."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+import yaml
+
+from zolab.config import GROUPS
+from zolab.errors import UserError, first_line, nearest
+
+
+def prepare_overrides(overrides: Iterable[str]) -> list[str]:
+    """Overrides ready for Hydra: groups looked up, values left to zolab's own checker.
+
+    A value override `a.b=v` becomes `++a.b=v`: Hydra would refuse a key that the chosen YAML does
+    not spell out even where the schema has it; `check` refuses exactly what the schema lacks.
+    Sweeps over values stay as they are: the sweeper sets them on copies of one composition.
+
+    Raises:
+        UserError: an override that does not parse, a key given twice, or a config group that does
+            not exist.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    parser = OverridesParser.create()
+    prepared = []
+    given: dict[str, str] = {}
+    for text in overrides:
+        try:
+            override = parser.parse_override(text)
+        except HydraException as error:
+            raise UserError(
+                f"{text}: not a valid override; expected KEY=VALUE ({first_line(error)})"
+            ) from None
+        key = override.key_or_group
+        if key in given:
+            raise UserError(f"{key} is given twice: {given[key]} and {text}")
+        given[key] = text
+        if "/" in key and key.split("/")[0] != "hydra" and key not in GROUPS:
+            raise UserError(
+                f"{text}: unknown config group {key!r}{nearest(key, GROUPS)} "
+                f"(groups: {', '.join(GROUPS)})"
+            )
+        is_value = "/" not in key and key not in GROUPS and key.split(".")[0] != "hydra"
+        if is_value and not override.is_delete() and not override.is_sweep_override():
+            text = "++" + text.lstrip("+")
+        prepared.append(text)
+    return prepared
+
+
+def explain(error: Exception) -> str:
+    """One line for what Hydra or OmegaConf says about a config that cannot be composed."""
+    from hydra.errors import MissingConfigException
+
+    message = first_line(error)
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, name = str(error.missing_cfg_file).rpartition("/")
+        options = [option for option in error.options or [] if option]
+        return f"{group or 'config'} = {name!r}: no such choice{nearest(name, options)}" + (
+            f" (choices: {', '.join(options)})" if options else ""
+        )
+    if isinstance(error, yaml.MarkedYAMLError):
+        mark = error.problem_mark
+        where = f"{mark.name}:{mark.line + 1}: " if mark else ""
+        return f"{where}not valid YAML ({error.problem})"
+    if found := re.match(r"Ambiguous value for argument '\+*(.*)'", message):
+        return f"{found[1]}: several values; add -m to run them all, or write a list as [a,b]"
+    if found := re.match(r"Could not override '([\w/]+)'\. No match", message):
+        parent = found[1].rpartition("/")[0]
+        return f"{found[1]}: the chosen {parent or 'config'} has no such part"
+    cause = error.__cause__
+    return message + (f" ({first_line(cause)})" if cause else "")
+
+
+def prepare_hydra() -> None:
+    """Let Hydra find the sweeper plugin and the site files of `launchers/profiles`.
+
+    Installed packages are found anyway; a plain checkout has the plugin below `launchers`, where
+    Hydra looks only if that folder is on the search path of Python.
+    """
+    spec = importlib.util.find_spec("launchers")
+    if spec is None or spec.origin is None:
+        return
+    folder = Path(spec.origin).parent
+    try:
+        found = importlib.util.find_spec("hydra_plugins.zolab_sweeper")
+    except ModuleNotFoundError:
+        found = None
+    if found is None:
+        sys.path.append(str(folder))
+    register_profiles(folder / "profiles")
+
+
+def register_profiles(folder: Path) -> list[str]:
+    """Make each `NAME.yaml` of a folder choosable as `launcher=NAME`; returns the names.
+
+    A file of the same name in `conf/launcher` or in `--config-dir` comes first.
+
+    Raises:
+        UserError: a profile is not valid YAML.
+    """
+    from hydra.core.config_store import ConfigStore
+
+    names = []
+    for file in sorted(folder.glob("*.yaml")):
+        try:
+            node = yaml.safe_load(file.read_text())
+        except yaml.YAMLError as error:
+            raise UserError(f"launcher profile {file}: {explain(error)}") from None
+        if not isinstance(node, dict):
+            raise UserError(f"launcher profile {file}: expected a mapping of keys to values")
+        ConfigStore.instance().store(name=file.stem, node=node, group="launcher", provider="zolab")
+        names.append(file.stem)
+    return names

@@ -28,6 +28,8 @@ _POLL_SECONDS = 0.1
 _GRACE_SECONDS = 3.0
 #: A cell that ends well but without a result was held by another process; it gets so many tries.
 _MAX_TRIES = 3
+#: Attempts that died by a signal, in a row, after which a cell counts as failed.
+_MAX_DEATHS = 3
 
 
 class ProcessExecutor(LocalExecutor):
@@ -153,10 +155,15 @@ class Slots:
         self.board.ended(entry)
 
     def _fail(self, entry: Entry, code: int, log: Path) -> None:
-        """Put on record what the process itself could not."""
-        entry.state = "failed"
+        """Put on record what the process itself could not.
+
+        A cell killed from outside is continued by the next sweep; one whose attempts keep dying
+        without a word of their own is not.
+        """
+        killed = code < 0 and _silent_deaths(entry.run_dir) < _MAX_DEATHS
+        entry.state = "preempted" if killed else "failed"
         with contextlib.suppress(OSError):
-            ledger.write_status(entry.run_dir, "failed", log=str(log))
+            ledger.write_status(entry.run_dir, entry.state, log=str(log))
         if code < 0:
             name = signal.Signals(-code).name
             size = ledger.read_heartbeat(entry.run_dir).get("rss_bytes")
@@ -168,7 +175,7 @@ class Slots:
         else:
             entry.error = (last_lines(entry.run_dir, 1) or [f"ended with status {code}"])[-1]
         with contextlib.suppress(OSError):
-            ledger.write_status(entry.run_dir, "failed", error=entry.error)
+            ledger.write_status(entry.run_dir, entry.state, error=entry.error)
 
     def _follow(self) -> None:
         now = time.monotonic()
@@ -206,6 +213,17 @@ class Slots:
         self.active.clear()
         with contextlib.suppress(ValueError):
             signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _silent_deaths(run_dir: Path) -> int:
+    """How many of the last attempts ended without an error of their own: killed from outside."""
+    attempts = [p for p in run_dir.glob("attempts/*") if p.name.isdigit()]
+    count = 0
+    for attempt in sorted(attempts, key=lambda p: int(p.name), reverse=True):
+        if (attempt / "error.txt").exists():
+            break
+        count += 1
+    return count
 
 
 def parallel_cells(config: Mapping[str, Any]) -> int:

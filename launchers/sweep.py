@@ -40,8 +40,11 @@ class Outcome:
 
     @property
     def errors(self) -> list[Entry]:
-        """Cells that ended without a result."""
-        return [e for e in self.plan.entries if e.state in ("failed", "cancelled", "lost")]
+        """Cells that ended without a result: by themselves, by the user, or killed from outside."""
+        ended = ("failed", "cancelled", "lost")
+        return [
+            e for e in self.plan.entries if e.state in ended or (e.state == "preempted" and e.error)
+        ]
 
 
 def launch(
@@ -159,7 +162,10 @@ def _conclude(found: Plan, wait: bool, interrupted: bool, board: Board) -> Outco
     if outcome.errors:
         board.note(f"\n{len(outcome.errors)} of {len(states)} cells have no result:")
         board.note(error_table(outcome.errors))
-        board.note("run them again with sweep.retry=failed, cancelled or all\n")
+        if any(entry.state == "preempted" for entry in outcome.errors):
+            board.note("killed cells go on with the same command")
+        if any(entry.state != "preempted" for entry in outcome.errors):
+            board.note("run failed ones again with sweep.retry=failed, cancelled or all\n")
     if wait or interrupted or not found.to("run"):
         board.note(board.totals())
     if interrupted and code:

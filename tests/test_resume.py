@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
-from zolab import compose
-from zolab.checkpoint import weights_hash
+from zolab import assets, compose
+from zolab.checkpoint import load_tensors, save_tensors, weights_hash
+from zolab.errors import UserError
 from zolab.journal import read_journal
 from zolab.run import replay, run_dir
 from zolab.tracking.local import read_rows
@@ -80,6 +83,10 @@ def test_killed_many_times_equals_undisturbed(name: str, kills: int, tmp_path: P
     assert journal_text(broken) == journal_text(whole)
     assert exact_rows(broken) == exact_rows(whole)
     assert not (broken / "checkpoint").exists()
+    best = [folder / "best.safetensors" for folder in (whole, broken)]
+    assert best[0].exists() == best[1].exists() == (name == "adamw")
+    if name == "adamw":
+        assert best[0].read_bytes() == best[1].read_bytes()
     _same_from_wandb(tmp_path)
 
 
@@ -133,3 +140,62 @@ def test_a_finished_run_is_not_run_again(tmp_path: Path) -> None:
     before = {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
     assert run_dir(folder) == first
     assert {p: p.stat().st_mtime_ns for p in folder.rglob("*")} == before
+
+
+def test_adamw_keeps_its_best_weights_not_its_last(tmp_path: Path) -> None:
+    """Also when it died after the last row and before the result."""
+    options = ("optimizer.lr=0.03", "train.steps=8", "train.eval_every=4")
+    folder = prepare(tmp_path, *CELLS["adamw"], *options)
+    result = run_dir(folder)
+    assert result["best"]["step"] < 8
+    kept = (folder / "best.safetensors").read_bytes()
+    weights, extra = load_tensors(folder / "best.safetensors")
+    assert extra == {"step": result["best"]["step"]}
+    assert len(weights) == 52
+    (folder / "result.json").unlink()
+    assert run_dir(folder)["weights_hash"] == result["weights_hash"]
+    assert (folder / "best.safetensors").read_bytes() == kept
+
+
+@pytest.mark.parametrize("name", ["in_place", "adamw"])
+def test_changed_data_is_not_continued(name: str, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(assets.task_dir("uci_sent"), data)
+    folder = prepare(tmp_path / "runs", *CELLS[name], f"task.path={data}")
+    result = run_dir(folder)
+    (folder / "result.json").unlink()
+    assert run_dir(folder)["weights_hash"] == result["weights_hash"]
+    (folder / "result.json").unlink()
+    rows = (data / "train.jsonl").read_text().replace("movie", "film")
+    (data / "train.jsonl").write_text(rows)
+    with pytest.raises(UserError, match=r"began with other base \(header\.json\)"):
+        run_dir(folder)
+
+
+def test_random_weights_are_kept_and_watched(tmp_path: Path) -> None:
+    options = ("model.init=random", "train.steps=4")
+    folder = prepare(tmp_path, *CELLS["in_place"], *options)
+    first = run_dir(folder)
+    replay(folder, 4, tmp_path / "model")
+    (folder / "result.json").unlink()
+    assert run_dir(folder)["weights_hash"] == first["weights_hash"]
+    tensors, extra = load_tensors(folder / "init.safetensors")
+    name = next(iter(tensors))
+    save_tensors(folder / "init.safetensors", {**tensors, name: tensors[name] + 1}, extra)
+    with pytest.raises(UserError, match="began with other init"):
+        replay(folder, 4, tmp_path / "other")
+    (folder / "init.safetensors").unlink()
+    with pytest.raises(UserError, match=r"init\.safetensors: gone"):
+        replay(folder, 4, tmp_path / "other")
+
+
+def test_a_model_with_a_weight_missing_is_refused(tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(assets.model_dir("opt-prompt-2m"), model)
+    tensors = load_file(model / "model.safetensors")
+    gone = next(name for name in tensors if name.endswith("layers.2.fc2.weight"))
+    del tensors[gone]
+    save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+    folder = prepare(tmp_path / "runs", f"model.path={model}")
+    with pytest.raises(UserError, match=r"the weights lack .*layers\.2\.fc2\.weight"):
+        run_dir(folder)

@@ -139,6 +139,11 @@ def _compose_and_run(arguments: list[str]) -> int:
         config = _hydra([*options, *prepared])
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
         raise UserError(compose.explain(error)) from error
+    except ValueError as error:
+        # Hydra's word for a group set to null or a number, here from the `grid` of an experiment
+        if not str(error).startswith("Config group override must be"):
+            raise
+        raise UserError(f"a config group takes the name of a choice ({error})") from error
     return 0 if config is None else _run_one(config)
 
 
@@ -313,11 +318,30 @@ def _replay(arguments: list[str]) -> int:
     parser.add_argument("--run-root", type=Path, default=Path("runs"), help="default: runs")
     options = parser.parse_args(arguments)
     folder = _find_run(options.run, options.run_root)
+    _look_over_out(options.out)
     from zolab.run import replay
 
-    replay(folder, options.step, options.out)
+    try:
+        replay(folder, options.step, options.out)
+    except OSError as error:
+        if not str(error.filename or "").startswith(str(options.out)):
+            raise
+        raise UserError(f"--out {options.out}: cannot write there: {error.strerror}") from error
     print(f"weights of {folder.name} at step {options.step} -> {options.out}")
     return 0
+
+
+def _look_over_out(out: Path) -> None:
+    """Refuse a folder that cannot be made or holds something, before a model is built for it."""
+    for path in (out, *out.parents):
+        if path.exists() and not path.is_dir():
+            what = "a file, expected a folder" if path == out else f"{path} is a file"
+            raise UserError(f"--out {out}: {what}")
+    if out.is_dir() and any(out.iterdir()):
+        raise UserError(f"--out {out}: the folder is not empty")
+    nearest_folder = next(path for path in (out, *out.absolute().parents) if path.is_dir())
+    if not os.access(nearest_folder, os.W_OK | os.X_OK):
+        raise UserError(f"--out {out}: {nearest_folder} cannot be written")
 
 
 def _step(text: str) -> int:
@@ -345,7 +369,8 @@ def _status(arguments: list[str]) -> int:
     )
     root = parser.parse_args(arguments).root
     if not root.is_dir():
-        raise UserError(f"RUNS = {str(root)!r}: no such folder")
+        what = "a file, expected a folder of runs" if root.exists() else "no such folder"
+        raise UserError(f"RUNS = {str(root)!r}: {what}")
     from zolab.ledger import read_heartbeat, state_of
 
     counts: dict[str, int] = {}

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from zolab.errors import UserError
-from zolab.objectives import Encoded, Scorer, collate
+from zolab.objectives import Encoded, Scorer
 
 
 @dataclass(frozen=True)
@@ -69,5 +69,5 @@ def _scores(scorer: Scorer, examples: Sequence[Encoded], batch_size: int):
     order = sorted(range(len(examples)), key=lambda i: (examples[i].length, i))
     for start in range(0, len(order), batch_size):
         part = [examples[i] for i in order[start : start + batch_size]]
-        batch = collate(part, scorer.pad_id, scorer.device)
+        batch = scorer.batch(part)
         yield scorer.scores(batch)[0], batch.labels

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,8 @@ class JournalRow:
         lr: learning rate of the first parameter group.
         coefficients: per probe, exactly what the update used; None for a skipped step.
         losses: in the order evaluated.
+        loss: what the method reports; the mean of the losses for most methods.
+        num_forwards: forward passes; one a loss for most methods.
         extra: what else the method decided by value; None for most methods.
     """
 
@@ -28,23 +31,48 @@ class JournalRow:
     lr: float
     coefficients: tuple[float, ...] | None
     losses: tuple[float, ...]
+    loss: float
+    num_forwards: int
     extra: dict[str, Any] | None = None
 
     @classmethod
     def of(cls, record: StepRecord) -> JournalRow:
-        return cls(record.step, record.lr, record.coefficients, record.losses, record.extra)
+        return cls(
+            record.step,
+            record.lr,
+            record.coefficients,
+            record.losses,
+            record.loss,
+            record.num_forwards,
+            record.extra,
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Short keys: a plain two-sided row stays within 100 bytes."""
         c = None if self.coefficients is None else list(self.coefficients)
         row = {"s": self.step, "lr": self.lr, "c": c, "l": list(self.losses)}
+        if repr(self.loss) != repr(_mean(self.losses)):  # repr: NaN counts as equal to itself
+            row["m"] = self.loss
+        if self.num_forwards != len(self.losses):
+            row["n"] = self.num_forwards
         return row if self.extra is None else {**row, "x": self.extra}
 
     @classmethod
     def from_json(cls, row: dict[str, Any]) -> JournalRow:
-        c = row["c"]
-        c = None if c is None else tuple(c)
-        return cls(row["s"], row["lr"], c, tuple(row["l"]), row.get("x"))
+        c, losses = row["c"], tuple(row["l"])
+        return cls(
+            row["s"],
+            row["lr"],
+            None if c is None else tuple(c),
+            losses,
+            row.get("m", _mean(losses)),
+            row.get("n", len(losses)),
+            row.get("x"),
+        )
+
+
+def _mean(losses: Sequence[float]) -> float:
+    return sum(losses) / len(losses) if losses else math.nan
 
 
 class Journal:
@@ -93,23 +121,28 @@ def replay(optimizer: ZeroOrder, rows: Sequence[JournalRow]) -> None:
 
 
 def make_header(
-    optimizer: ZeroOrder, base: dict[str, str], num_steps: int, cell: dict[str, Any]
+    cell: dict[str, Any], base: dict[str, Any], init: str | None, optimizer: ZeroOrder | None
 ) -> dict[str, Any]:
-    """What a replay must find unchanged.
+    """What a resume or a replay must find unchanged.
 
     Args:
-        optimizer: at step 0.
-        base: hash by file name of the files the weights were read from.
-        num_steps: steps of the whole run.
-        cell: resolved config; the optimizer and sparsity sections are kept.
+        cell: resolved config.
+        base: hashes of the model and data files the run reads.
+        init: hash of init.safetensors, None where all weights come from the base.
+        optimizer: at step 0; None for methods without a journal.
     """
-    return {
-        "numerics": NUMERICS,
+    header = {
         "base": base,
-        "steps": num_steps,
-        "seed": optimizer.seed,
+        "init": init,
+        "steps": cell["train"]["steps"],
+        "seed": cell["seed"],
         "optimizer": cell["optimizer"],
         "sparsity": cell["sparsity"],
+    }
+    if optimizer is None:
+        return header
+    return header | {
+        "numerics": NUMERICS,
         "placement": optimizer.placement.name,
         "noise": optimizer.direction.noise.kind,
         "eps": [group["eps"] for group in optimizer.param_groups],

@@ -145,9 +145,14 @@ class Batch:
         return len(self.labels)
 
 
-def collate(encoded: Sequence[Encoded], pad_id: int, device: torch.device) -> Batch:
-    """Pad and index some encoded examples."""
-    length = -(-max(e.length for e in encoded) // PAD_UNIT) * PAD_UNIT
+def collate(
+    encoded: Sequence[Encoded], pad_id: int, device: torch.device, limit: int | None = None
+) -> Batch:
+    """Pad and index some encoded examples; rows get no longer than `limit` by padding."""
+    longest = max(e.length for e in encoded)
+    length = -(-longest // PAD_UNIT) * PAD_UNIT
+    if limit is not None:
+        length = max(longest, min(length, limit))
     width = max(len(e.candidates) for e in encoded)
     rows: list[tuple[int, ...]] = []
     place: dict[int, int] = {}
@@ -188,10 +193,18 @@ class Scorer:
         model: of transformers, causal.
         pad_id: token that fills up rows.
         autocast: dtype of the matrix products in a forward; None for that of the weights.
+        limit: positions the model has; None if it has no limit.
     """
 
-    def __init__(self, model: nn.Module, pad_id: int, autocast: torch.dtype | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        pad_id: int,
+        autocast: torch.dtype | None = None,
+        limit: int | None = None,
+    ) -> None:
         self.model = model
+        self.limit = limit
         self.autocast = autocast
         self.pad_id = pad_id
         self.device = next(model.parameters()).device
@@ -200,6 +213,10 @@ class Scorer:
         if self._head is None:
             raise UserError(f"{type(model).__name__} has no output layer to read candidates from")
         self._head.register_forward_pre_hook(self._take_scored)
+
+    def batch(self, encoded: Sequence[Encoded]) -> Batch:
+        """Encoded examples as tensors for this model."""
+        return collate(encoded, self.pad_id, self.device, self.limit)
 
     def scores(self, batch: Batch, copies: int = 1) -> Tensor:
         """Mean log-probability of each candidate's tokens.
@@ -272,6 +289,16 @@ class BatchLoss:
                 total += self.scorer.losses(batch, copies).double().sum(1).cpu()
         self.seconds += time.perf_counter() - begin
         return (total / self.num_examples).tolist()
+
+    def tensors(self, copies: int = 1) -> list[Tensor]:
+        """The same as float64 tensors that keep their tangents, for forward-mode derivatives."""
+        begin = time.perf_counter()
+        parts = []
+        for batch in self.batches:
+            self._rows = (copies * len(batch.select),)
+            parts.append(self.scorer.losses(batch, copies).double().sum(1))
+        self.seconds += time.perf_counter() - begin
+        return list((torch.stack(parts).sum(0) / self.num_examples).unbind())
 
     @property
     def compute_dtype(self) -> torch.dtype | None:

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import platform
-import socket
 import sys
 import time
 import traceback
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from zolab import __version__, assets, compose
+from zolab import assets, compose
 from zolab.checkpoint import Checkpoints, copy_into, load_tensors, save_tensors, unique_parameters
-from zolab.config.contents import contents
+from zolab.config.contents import contents, file_hash
 from zolab.data import BatchOrder
+from zolab.environment import environment, set_threads, versions
 from zolab.errors import UserError
 from zolab.journal import Journal, header_differences, make_header, read_journal
 from zolab.journal import replay as replay_rows
@@ -31,7 +27,7 @@ from zolab.ledger import (
     write_status,
 )
 from zolab.models.load import DTYPES, LoadedModel, load_model, save_model
-from zolab.objectives import BatchLoss, Encoded, Encoder, Scorer, collate
+from zolab.objectives import BatchLoss, Encoded, Encoder, Scorer
 from zolab.optim import NUMERICS, ZeroOrder
 from zolab.optim.selfcheck import SelfCheckError, settle_placement
 from zolab.progress import Progress
@@ -42,7 +38,6 @@ from zolab.tracking.wandb import WandbMirror
 from zolab.train import Counters, Job, Metrics, train
 
 _TASK_LABELS = ("kind",)
-_PACKAGES = ("torch", "transformers", "datasets", "hydra-core", "wandb", "numpy")
 
 
 def run_dir(path: str | Path) -> dict[str, Any]:
@@ -79,7 +74,8 @@ def _attempt(folder: Path, claim: Claim) -> dict[str, Any]:
     try:
         write_status(folder, "running", attempt=number)
         cell = compose.read_cell(folder)
-        write_json(attempt_dir / "env.json", _environment())
+        set_threads(cell)
+        write_json(attempt_dir / "env.json", environment())
         begin = time.time()
         job = _prepare(folder, cell, claim, number)
         outcome = train(job)
@@ -92,15 +88,16 @@ def _attempt(folder: Path, claim: Claim) -> dict[str, Any]:
             "num_attempts": number,
             "wall_seconds": time.time() - begin,
             "numerics": NUMERICS,
-            "versions": _versions(),
+            "versions": versions(),
             "data": job.data,
         }
+        _leave_weights(job, outcome["best"]["step"])
         exit_code = 0
-        job.close(exit_code)
-        _leave_weights(job)
+        job.close(exit_code)  # before the result: it means that everything is on disk
         claim.check()
         write_json(folder / "result.json", result)
         write_status(folder, "done", attempt=number)
+        job.checkpoints.remove()
         return result
     except Fenced:
         raise  # the directory belongs to someone else: not one byte more
@@ -130,19 +127,22 @@ def replay(run: str | Path, step: int, out: Path) -> None:
     cell = compose.read_cell(folder)
     header = read_json(folder / "header.json")
     if not header:
-        raise UserError(
-            f"{folder}: no header.json, so nothing to replay (first-order baselines keep none)"
-        )
+        raise UserError(f"{folder}: no header.json, so the run has not begun")
     rows = read_journal(folder)
-    if step > len(rows):
-        raise UserError(f"--step {step}: the journal of {folder.name} ends at step {len(rows)}")
-    if out.exists() and any(out.iterdir()):
-        raise UserError(f"--out {out}: the folder is not empty")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"--out {out}: expected a folder that is empty or does not exist")
     loaded = _load_base(folder, cell)
     learner = _build_learner(cell, loaded)
+    if not isinstance(learner, ZerothOrderLearner):
+        raise UserError(
+            f"{folder.name}: a {cell['optimizer']['name']} run keeps no journal to replay; its "
+            f"best weights are in {folder / 'best.safetensors'}"
+        )
+    if step > len(rows):
+        raise UserError(f"--step {step}: the journal of {folder.name} ends at step {len(rows)}")
     optimizer = learner.optimizer
     _use_recorded_placement(optimizer, header)
-    _check_header(header, optimizer, cell)
+    _check_header(folder, header, optimizer, cell)
     replay_rows(optimizer, rows[:step])
     save_model(loaded.model, loaded.tokenizer, out)
 
@@ -158,14 +158,16 @@ def _prepare(folder: Path, cell: dict[str, Any], claim: Claim, number: int) -> J
     if location is None:
         raise UserError(f"task.path = {cell['task']['path']!r}: no such folder")
     examples = task.load(location)
+    claim.beat({"step": 0, "steps": settings["steps"]}, force=True)
     loaded = _load_base(folder, cell)
+    claim.beat({"step": 0, "steps": settings["steps"]}, force=True)
     limit = min(task.max_length or loaded.max_length, loaded.max_length)
     encoder = Encoder(loaded.tokenizer, limit)
     splits = {name: encoder(rows) for name, rows in examples.items()}
     total = settings["steps"]
     progress_label = folder.name[:8]
     autocast = DTYPES.get(cell["model"]["autocast"])
-    scorer = Scorer(loaded.model, _pad_id(loaded.tokenizer), autocast)
+    scorer = Scorer(loaded.model, _pad_id(loaded.tokenizer), autocast, loaded.max_length)
     learner = _build_learner(cell, loaded)
     metrics = Metrics(folder)
     counters, records = Counters(), []
@@ -177,6 +179,7 @@ def _prepare(folder: Path, cell: dict[str, Any], claim: Claim, number: int) -> J
         _resume_journaled(learner, loaded, checkpoints, records)
         journal = Journal(folder / "attempts" / str(number))
     else:
+        _settle_header(folder, cell, None)
         counters = _resume_saved(learner, loaded, checkpoints)
     progress = Progress(total if learner.trains else 0, learner.num_steps, progress_label)
     _tell_truncated(progress, splits, limit)
@@ -217,6 +220,8 @@ def _load_base(folder: Path, cell: dict[str, Any]) -> LoadedModel:
         path = folder / "init.safetensors"
         if path.exists():
             copy_into(loaded.model, load_tensors(path)[0])
+        elif (folder / "header.json").exists():
+            raise UserError(f"{path}: gone, and with it the weights this run began with")
         else:
             save_tensors(path, dict(unique_parameters(loaded.model)), {"step": 0})
     return loaded
@@ -248,20 +253,31 @@ def _settle(
     header = read_json(folder / "header.json")
     if header:
         _use_recorded_placement(optimizer, header)
-        _check_header(header, optimizer, cell)
+        _check_header(folder, header, optimizer, cell)
         return
     lengths = [e.length for e in examples]
     first = BatchOrder(lengths, settings["batch_size"], cell["seed"]).batch(1)
     size = settings["micro_batch_size"] or len(first)
-    batch = collate([examples[i] for i in first[:size]], scorer.pad_id, scorer.device)
+    batch = scorer.batch([examples[i] for i in first[:size]])
     try:
         settle_placement(optimizer, BatchLoss(scorer, [batch]))
     except SelfCheckError as error:
         raise UserError(f"optimizer/placement: {error}") from error
-    write_json(
-        folder / "header.json",
-        make_header(optimizer, contents(cell)["model"], settings["steps"], cell),
-    )
+    _settle_header(folder, cell, optimizer)
+
+
+def _settle_header(folder: Path, cell: dict[str, Any], optimizer: ZeroOrder | None) -> None:
+    """Write the header in the first attempt, compare with it in later ones."""
+    header = read_json(folder / "header.json")
+    if header:
+        _check_header(folder, header, optimizer, cell)
+    else:
+        write_json(folder / "header.json", _header(folder, optimizer, cell))
+
+
+def _header(folder: Path, optimizer: ZeroOrder | None, cell: dict[str, Any]) -> dict[str, Any]:
+    init = folder / "init.safetensors"
+    return make_header(cell, contents(cell), file_hash(init) if init.exists() else None, optimizer)
 
 
 def _use_recorded_placement(optimizer: ZeroOrder, header: dict[str, Any]) -> None:
@@ -273,14 +289,15 @@ def _use_recorded_placement(optimizer: ZeroOrder, header: dict[str, Any]) -> Non
         optimizer.use_placement(next(k for k in kinds if k.name == header["placement"])())
 
 
-def _check_header(header: dict[str, Any], optimizer: ZeroOrder, cell: dict[str, Any]) -> None:
-    """Refuse to go on from a base, a table or numerics that are not those of the first attempt."""
-    now = make_header(optimizer, contents(cell)["model"], cell["train"]["steps"], cell)
-    odd = header_differences(header, now)
+def _check_header(
+    folder: Path, header: dict[str, Any], optimizer: ZeroOrder | None, cell: dict[str, Any]
+) -> None:
+    """Refuse to go on from a base, data, a table or numerics other than the first attempt's."""
+    odd = header_differences(header, _header(folder, optimizer, cell))
     if odd:
         raise UserError(
-            f"this run began with other {', '.join(odd)} (header.json): it can only be continued "
-            "or replayed with those"
+            f"{folder.name} began with other {', '.join(odd)} (header.json): it can only be "
+            "continued or replayed with those"
         )
 
 
@@ -310,12 +327,12 @@ def _resume_saved(learner: Learner, loaded: LoadedModel, checkpoints: Checkpoint
     return Counters(**extra["counters"])
 
 
-def _leave_weights(job: Job) -> None:
-    """Weights that no journal can rebuild stay; everything else in checkpoint/ goes."""
+def _leave_weights(job: Job, best_step: int) -> None:
+    """Weights that no journal can rebuild stay, at the best dev point."""
     if job.learner.trains and not job.learner.journaled:
-        model = job.scorer.model  # holds the best weights after the test was read
-        save_tensors(job.run_dir / "best.safetensors", dict(unique_parameters(model)), {})
-    job.checkpoints.remove()
+        weights = job.checkpoints.load_best(best_step)
+        if weights is not None:
+            save_tensors(job.run_dir / "best.safetensors", weights, {"step": best_step})
 
 
 # --- records -----------------------------------------------------------------------------------
@@ -334,35 +351,6 @@ def _pad_id(tokenizer: Any) -> int:
         if token is not None:
             return token
     return 0
-
-
-def _environment() -> dict[str, Any]:
-    kept = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
-    return {
-        "time": time.time(),
-        "host": socket.gethostname(),
-        "pid": os.getpid(),
-        "python": platform.python_version(),
-        "versions": _versions(),
-        "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-        "command": sys.argv,
-        "environment": {
-            k: v for k, v in os.environ.items() if k in kept or k.startswith("SLURM_JOB")
-        },
-    }
-
-
-def _versions() -> dict[str, str]:
-    from importlib import metadata
-
-    out = {"zolab": __version__, "python": platform.python_version()}
-    for name in _PACKAGES:
-        try:
-            out[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return out
 
 
 def _write_error(folder: Path, attempt_dir: Path, number: int, error: BaseException) -> None:

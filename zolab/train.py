@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import resource
 import sys
 import time
@@ -20,7 +21,7 @@ from zolab.evaluate import calibration, evaluate
 from zolab.journal import Journal, JournalRow
 from zolab.learner import Learner
 from zolab.ledger import Claim
-from zolab.objectives import PAD_UNIT, BatchLoss, Encoded, Scorer, collate
+from zolab.objectives import PAD_UNIT, BatchLoss, Encoded, Scorer
 from zolab.progress import Progress
 from zolab.tracking.local import JsonLines, read_rows
 from zolab.tracking.wandb import WandbMirror
@@ -137,7 +138,7 @@ class _Loop:
         job.learner.offer_data(self._whole)
         self.bias: Tensor | None = None
         rows = [row for step, row in job.metrics.rows.items() if step <= self.step]
-        self.train_seconds = max((row.get("train_seconds", 0.0) for row in rows), default=0.0)
+        self.train_seconds = self._seconds_so_far(rows)
         self._since = {"steps": 0, "seconds": 0.0, "forward": 0.0}
         self._saved = time.monotonic()
         self._last_loss: float | None = None
@@ -149,6 +150,12 @@ class _Loop:
     def step(self) -> int:
         return self.job.learner.num_steps
 
+    def _seconds_so_far(self, rows: list[dict[str, Any]]) -> float:
+        """Training time of earlier attempts; steps after their last row count at its pace."""
+        last = max(rows, key=lambda row: row["step"], default={})
+        pace = last.get("perf/step_seconds", 0.0)
+        return last.get("train_seconds", 0.0) + pace * (self.step - last.get("step", self.step))
+
     # -- steps -----------------------------------------------------------------------------------
 
     def catch_up(self) -> None:
@@ -158,12 +165,11 @@ class _Loop:
             job.counters = Counters()
             for row in job.records:
                 size = len(self.order.batch(row.step))
-                job.counters.add(len(row.losses), size, row.coefficients)
+                job.counters.add(row.num_forwards, size, row.coefficients)
         if job.learner.calibrate:
             prompts = job.splits["train"][: job.learner.calibrate]
             self.bias = calibration(job.scorer, prompts, job.settings["eval_batch_size"])
-        last = job.records[-1] if job.records else None
-        self._row_if_due(last.losses if last else None, last.coefficients if last else None)
+        self._row_if_due(job.records[-1] if job.records else None)
 
     def take_step(self) -> None:
         """One step: batch, losses, update, journal, and a row if one is due."""
@@ -190,7 +196,7 @@ class _Loop:
                 f"train.max_nonfinite = {job.settings['max_nonfinite']}: that many losses in a row "
                 f"were not finite, the last at step {step}; try a lower optimizer.lr"
             )
-        self._row_if_due(record.losses, record.coefficients)
+        self._row_if_due(JournalRow.of(record))
         self._checkpoint_if_due()
 
     def finish(self) -> dict[str, Any]:
@@ -217,9 +223,8 @@ class _Loop:
 
     # -- rows ------------------------------------------------------------------------------------
 
-    def _row_if_due(
-        self, losses: Sequence[float] | None, coefficients: Sequence[float] | None
-    ) -> None:
+    def _row_if_due(self, record: JournalRow | None) -> None:
+        """Write the row of the present step if it is due; `record` None before any step."""
         step, settings = self.step, self.job.settings
         last = step == self.total
         evaluated = step % settings["eval_every"] == 0 or last
@@ -231,8 +236,8 @@ class _Loop:
             self.final_hash = weights_hash(self.job.scorer.model)
         if known is None:
             row: dict[str, Any] = {"step": step, **self._sums()}
-            if losses is not None:
-                row |= self._training(losses, coefficients)
+            if record is not None:
+                row |= self._training(record)
             if evaluated:
                 self.job.learner.flush()
                 row |= self._evaluate("dev")
@@ -261,13 +266,13 @@ class _Loop:
             out["zo/nonfinite_total"] = counters.nonfinite
         return out
 
-    def _training(
-        self, losses: Sequence[float], coefficients: Sequence[float] | None
-    ) -> dict[str, float]:
-        out = {"train/loss": sum(losses) / len(losses), "train/lr": self._lr(self.step)}
+    def _training(self, record: JournalRow) -> dict[str, float]:
+        out = {"train/loss": record.loss, "train/lr": record.lr}
         if self.job.learner.journaled:
-            out["train/loss_plus"], out["train/loss_minus"] = losses[0], losses[1]
-            out["zo/projected_grad"] = coefficients[0] if coefficients else float("nan")
+            if len(record.losses) > 1:
+                out["train/loss_plus"], out["train/loss_minus"] = record.losses[:2]
+            c = record.coefficients
+            out["zo/projected_grad"] = c[0] if c else float("nan")
         return out
 
     def _measured(self) -> dict[str, Any]:
@@ -306,7 +311,7 @@ class _Loop:
         if f"dev/{by}" not in row:
             return False
         score = row[f"dev/{by}"] * (1.0 if by == "loss" else -1.0)
-        better = self.best is None or score < self.best[0]
+        better = self.best is None or score < self.best[0] or math.isnan(self.best[0])
         if better:
             self.best = (score, row["step"])
         return better
@@ -318,8 +323,7 @@ class _Loop:
         examples = [job.splits["train"][i] for i in indices]
         size = job.settings["micro_batch_size"] or len(examples)
         parts = [examples[i : i + size] for i in range(0, len(examples), size)]
-        scorer = job.scorer
-        return BatchLoss(scorer, [collate(p, scorer.pad_id, scorer.device) for p in parts])
+        return BatchLoss(job.scorer, [job.scorer.batch(part) for part in parts])
 
     def _whole(self) -> Iterator[BatchLoss]:
         """The training set in batches, in its own order."""
@@ -332,9 +336,6 @@ class _Loop:
         if self.job.settings["lr_schedule"] == "linear":
             return 1.0 - (step - 1) / self.total
         return 1.0
-
-    def _lr(self, step: int) -> float:
-        return self.base_lr[0] * self._factor(step)
 
     def _set_lr(self, step: int) -> None:
         for base, group in zip(self.base_lr, self.job.learner.param_groups, strict=True):

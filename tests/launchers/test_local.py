@@ -53,7 +53,7 @@ def test_failures_stop_no_other_cell_and_are_all_listed(make_cell, sweep):
     kinds = ["raise", "work", "kill", "work", "exit", "nothing"]
     outcome = sweep([make_cell(seed, do) for seed, do in enumerate(kinds)])
     states = [e.state for e in outcome.plan.entries]
-    assert states == ["failed", "done", "failed", "done", "failed", "failed"]
+    assert states == ["failed", "done", "preempted", "done", "failed", "failed"]
     assert outcome.exit_code == 1
     errors = {e.cell["do"]: e.error for e in outcome.errors}
     assert errors["raise"] == "ValueError: told to raise"
@@ -63,9 +63,19 @@ def test_failures_stop_no_other_cell_and_are_all_listed(make_cell, sweep):
     table = outcome.text.partition("4 of 6 cells have no result:")[2]
     for entry in outcome.errors:
         assert f"{entry.run_id}  do={entry.cell['do']}" in table
-        assert ledger.read_status(entry.run_dir)["state"] == "failed"
+        assert ledger.read_status(entry.run_dir)["state"] == entry.state
     assert table.count("says hello") == 2, "the last lines of killed and silent cells are shown"
     assert "| ValueError: told to raise" in table
+
+
+def test_a_killed_cell_is_continued_but_not_for_ever(make_cell, sweep):
+    cells = [make_cell(0, "kill")]
+    states = [sweep(cells).plan.entries[0].state for _ in range(4)]
+    assert states == ["preempted", "preempted", "failed", "failed"]
+    folder = sweep(cells).plan.entries[0].run_dir
+    assert len(list((folder / "attempts").iterdir())) == 3
+    assert sweep(cells, retry="failed").exit_code == 1
+    assert len(list((folder / "attempts").iterdir())) == 4
 
 
 def test_finished_cells_are_skipped_and_duplicates_merged(make_cell, sweep):

@@ -59,11 +59,17 @@ def load_model(config: dict[str, Any], seed: int) -> LoadedModel:
         tokenizer = load_tokenizer(source, config) if source is not None else None
     else:
         try:
-            model = AutoModelForCausalLM.from_pretrained(
-                source, dtype=dtype, revision=config.get("revision"), **config["config"], **options
+            model, told = AutoModelForCausalLM.from_pretrained(
+                source,
+                dtype=dtype,
+                revision=config.get("revision"),
+                output_loading_info=True,
+                **config["config"],
+                **options,
             )
         except (OSError, ValueError) as error:
             raise UserError(f"model.path = {config['path']!r}: {_first_line(error)}") from error
+        _refuse_gaps(config["path"], told)
         tokenizer = load_tokenizer(source, config)
     model.eval().to(pick_device(config["device"]))
     return LoadedModel(model, tokenizer, _max_length(model.config))
@@ -123,21 +129,23 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def base_files(config: dict[str, Any]) -> list[Path]:
-    """The local files a model is read from; empty for a hub name or a bare random shape."""
-    folder = assets.locate_model(config["path"])
-    if folder is None:
-        return []
-    files = [p for pattern in _WEIGHT_PATTERNS for p in folder.glob(pattern)]
-    return sorted([*files, folder / "config.json", folder / "tokenizer.json"])
-
-
 def save_model(model: nn.Module, tokenizer: Any, out: Path) -> None:
     """Write a folder that `from_pretrained` loads."""
     model.save_pretrained(out)
     if tokenizer is not None:
         tokenizer.save_pretrained(out)
     json.loads((out / "config.json").read_text())  # a half-written folder must not look whole
+
+
+def _refuse_gaps(path: str, told: dict[str, Any]) -> None:
+    """transformers draws weights that a folder lacks at random: no run may begin from those."""
+    missing = sorted(told.get("missing_keys") or ())
+    if missing:
+        rest = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise UserError(f"model.path = {path!r}: the weights lack {missing[0]}{rest}")
+    mismatched = [str(entry[0]) for entry in told.get("mismatched_keys") or ()]
+    if mismatched:
+        raise UserError(f"model.path = {path!r}: {mismatched[0]} has another shape than the model")
 
 
 def _max_length(config: Any) -> int:

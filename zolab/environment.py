@@ -1,0 +1,72 @@
+"""What an attempt runs on: threads, host, versions and code."""
+
+from __future__ import annotations
+
+import os
+import platform
+import socket
+import subprocess
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from zolab import __version__
+
+_PACKAGES = ("torch", "transformers", "datasets", "hydra-core", "wandb", "numpy")
+
+
+def set_threads(cell: dict[str, Any]) -> None:
+    """CPU threads as the launcher gave them: sums inside a product depend on their number."""
+    given = os.environ.get("OMP_NUM_THREADS") or cell["launcher"].get("threads")
+    if given:
+        torch.set_num_threads(int(given))
+
+
+def _code() -> dict[str, str]:
+    """Commit and uncommitted changes of the checkout zolab runs from; empty for a wheel."""
+    here = Path(__file__).resolve().parent
+    out = {}
+    for key, command in (("commit", ["rev-parse", "HEAD"]), ("diff", ["diff", "HEAD"])):
+        try:
+            done = subprocess.run(
+                ["git", "-C", str(here), *command], capture_output=True, text=True, timeout=10
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            return out
+        if done.returncode == 0:
+            out[key] = done.stdout.strip()[:200_000]
+    return out
+
+
+def environment() -> dict[str, Any]:
+    """Where and with what an attempt runs, for its env.json."""
+    kept = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
+    return {
+        "time": time.time(),
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "python": platform.python_version(),
+        "versions": versions(),
+        "code": _code(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "command": sys.argv,
+        "environment": {
+            k: v for k, v in os.environ.items() if k in kept or k.startswith("SLURM_JOB")
+        },
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of zolab and of the packages whose numbers a run depends on."""
+    out = {"zolab": __version__, "python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            out[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return out

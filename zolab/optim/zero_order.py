@@ -19,7 +19,7 @@ from zolab.optim.masks import Dense
 from zolab.optim.noise import root_mean_square, rounding_unit
 from zolab.optim.parameters import ParamInfo, canonical_name, check_trainable, parameter_table
 from zolab.optim.placements import InPlace, Paired, Placement, Probe
-from zolab.optim.placements.base import Closure
+from zolab.optim.placements.base import Closure, as_closure
 from zolab.optim.rules import Rule, Sgd
 
 #: Raised whenever any bit of an update could change; a replay under another value is refused.
@@ -141,7 +141,8 @@ class ZeroOrder(torch.optim.Optimizer):
 
         Args:
             closure: gives one loss per copy of the batch (see `placements.base.Closure`), at the
-                weights as they are and without a graph. May be left out after `estimate`.
+                weights as they are and without a graph; without an argument, the loss of one copy.
+                May be left out after `estimate`.
         """
         if closure is not None:
             self.estimate(closure)
@@ -158,7 +159,7 @@ class ZeroOrder(torch.optim.Optimizer):
     def estimate(self, closure: Closure) -> float:
         """The losses of the next step and its coefficients; `step()` then applies them."""
         step = self.num_steps + 1
-        self._pending = self._take(step, self._begin(step), closure)
+        self._pending = self._take(step, self._begin(step), as_closure(closure))
         return self._pending[0].loss
 
     def _take(
@@ -270,7 +271,8 @@ class ZeroOrder(torch.optim.Optimizer):
         mine = state_dict["zero_order"]
         super().load_state_dict({k: v for k, v in state_dict.items() if k != "zero_order"})
         self.seed = self.mask.run_seed = mine["seed"]
-        self._planned = None
+        self._planned = self._pending = None
+        self.placement.forget()
         self.direction.setup(self.infos, self.seed)
         self.mask.load_state(mine["mask"])
         self.engine.forget()

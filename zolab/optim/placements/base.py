@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -66,6 +67,42 @@ class Placement:
 
     def flush(self) -> None:
         """Make the weights clean: apply whatever was deferred. Safe to call at any time."""
+
+    def forget(self) -> None:
+        """Drop whatever was deferred: the weights are, or will be, replaced."""
+
+
+class _Single:
+    """A closure without argument as a `Closure`."""
+
+    def __init__(self, closure: Callable[[], object]) -> None:
+        self.closure = closure
+
+    def __call__(self, copies: int) -> Sequence[float]:
+        if copies != 1:
+            raise TypeError(
+                "the closure does not take the number of copies, but placement paired asks for the "
+                "losses of a doubled batch: make it `lambda copies: [one loss per copy]` or choose "
+                "placement=PerLayer() or InPlace()"
+            )
+        return [self.closure()]
+
+
+def as_closure(closure: Callable) -> Closure:
+    """A closure as placements call it; one that does not take the number of copies gives one loss.
+
+    It takes it if it has a parameter without default or one named copies: the default of another
+    (`lambda batch=batch: ...`) is there to bind something.
+    """
+    try:
+        parameters = inspect.signature(closure).parameters.values()
+    except ValueError:  # a builtin that tells nothing
+        return closure
+    for parameter in parameters:
+        needed = parameter.default is parameter.empty or parameter.name == "copies"
+        if needed and parameter.kind is not parameter.KEYWORD_ONLY:
+            return closure
+    return _Single(closure)
 
 
 def apply_now(engine: Engine, rule: Rule, update: Update) -> None:

@@ -75,6 +75,10 @@ class InPlace(Placement):
             self._stand = self._update = None
         self.engine.drop_masks()
 
+    def forget(self) -> None:
+        self._stand = self._update = None
+        self._open = False
+
     def _move(self, to: _Stand) -> None:
         """One sweep from wherever the weights stand to theta + scale * eps * z."""
         engine, at = self.engine, self._stand

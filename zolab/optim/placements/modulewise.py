@@ -46,6 +46,7 @@ class ModuleWise:
         self.seed, self.eps = 0, ()
         self.entered: set[int] = set()
         self._sign: float | None = None
+        self._own_forward: dict[int, Callable] = {}  # forwards that hooks put on a module
         self._active: set[int] = set()
         self._clean: dict[int, Tensor] = {}
         self._leading: tuple[int, int] | None = None
@@ -74,6 +75,12 @@ class ModuleWise:
         self.entered.clear()
         self._clean = {info.pid: info.param.data for info in self.engine.infos}
         hook = self.model.register_forward_pre_hook(self._note_batch, with_kwargs=True)
+        # accelerate puts a forward of its own on modules (mixed precision, device maps).
+        self._own_forward = {
+            id(module): module.__dict__["forward"]
+            for _, module, _ in self.owners
+            if "forward" in module.__dict__
+        }
         try:
             for _, module, own in self.owners:
                 module.forward = self._wrap(module, own, module.forward)
@@ -86,6 +93,8 @@ class ModuleWise:
             hook.remove()
             for _, module, _ in self.owners:
                 del module.forward
+                if id(module) in self._own_forward:
+                    module.forward = self._own_forward[id(module)]
             for info in self.engine.infos:
                 info.param.data = self._clean[info.pid]
             self._sign, self._leading = None, None
@@ -194,7 +203,8 @@ class ModuleWise:
             args: what it is called with.
             signs: one for the whole batch, or one for each half of the rows.
         """
-        if not args:  # called by keyword: nothing is known about the names
+        # Called by keyword, nothing is known about the names; a hook's forward does more.
+        if not args or id(module) in self._own_forward:
             return None
         if _is_plain(module, nn.Embedding) and module.max_norm is None:
             return self._embedding(module, own[0], args[0], signs)

@@ -17,7 +17,7 @@ from zolab.optim.engine import Update
 from zolab.optim.estimators import Estimate, Estimator, Point
 from zolab.optim.masks import Dense
 from zolab.optim.placements import Placement, Probe
-from zolab.optim.placements.base import Closure, apply_now
+from zolab.optim.placements.base import Closure, apply_now, as_closure
 from zolab.optim.rules import Rule
 from zolab.optim.zero_order import StepRecord, ZeroOrder
 
@@ -73,7 +73,7 @@ class ForwardGrad(ZeroOrder):
     def estimate(self, closure: Closure) -> float:
         # Not in inference mode, which knows no tangents.
         step = self.num_steps + 1
-        self._pending = self._take(step, self._begin(step), closure)
+        self._pending = self._take(step, self._begin(step), as_closure(closure))
         return self._pending[0].loss
 
     def _take(

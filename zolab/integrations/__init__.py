@@ -1,0 +1,1 @@
+"""Zeroth-order optimizers inside training loops of others: one file per library."""

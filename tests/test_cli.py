@@ -93,6 +93,10 @@ MISTAKES = [
     ("task=sst2", "task.path must be given"),
     ("run_root=${nowhere}", "run_root: "),
     ("optimizer.lr=[1", "optimizer.lr=[1: not a valid override"),
+    ("optimizer=null", "optimizer=null: optimizer takes the name of a choice"),
+    ("optimizer/rule=3", "optimizer/rule=3: optimizer/rule takes the name of a choice"),
+    ("hydra=null", "a config group takes the name of a choice"),
+    ("sparsity.sparsity=0.5", "choose sparsity=small_weights, large_weights, random or layers"),
     ("trian", "trian: not a valid override; expected KEY=VALUE"),
     ("run_root=/dev/null", "run_root = '/dev/null': /dev/null is a file"),
 ]
@@ -145,6 +149,24 @@ def test_run_root_that_is_a_file_is_refused_and_kept(
     assert "run_root = 'runs': runs is a file" in _refused(capsys)
     assert (empty_folder / "runs").read_text() == "precious"
     assert runner.calls == []
+
+
+def test_null_in_a_sweep_over_choices_is_refused(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert "takes the name of a choice" in _refused(capsys, "-m", "optimizer=mezo,null")
+    (tmp_path / "mine" / "experiment").mkdir(parents=True)
+    file = tmp_path / "mine" / "experiment" / "odd.yaml"
+    file.write_text("# @package _global_\ngrid:\n  - optimizer: [mezo, null]\n")
+    said = _refused(capsys, "--config-dir", str(tmp_path / "mine"), "experiment=odd", "-m")
+    assert "takes the name of a choice" in said
+
+
+def test_no_experiment_may_be_said_aloud(
+    runner: types.ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["experiment=null", "debug=null", "train=smoke"]) == 0
+    assert len(runner.calls) == 1
 
 
 def test_several_values_without_m_and_keys_given_twice_are_refused(
@@ -336,6 +358,42 @@ def test_replay_takes_a_folder_or_an_id(
     close = folder.name[:-1] + "z"
     said = _refused(capsys, "replay", close, "--step", "3", "--out", "made")
     assert f"did you mean {folder.name!r}?" in said
+
+
+def test_replay_into_what_is_no_folder_is_refused(
+    runner: types.ModuleType, capsys: pytest.CaptureFixture[str], empty_folder: Path
+) -> None:
+    folder = compose.write_cell(compose.check(compose.compose(["debug=smoke"])))
+    (empty_folder / "file").write_text("precious")
+    command = ["replay", str(folder), "--step", "3", "--out"]
+    assert "--out file: a file, expected a folder" in _refused(capsys, *command, "file")
+    assert "--out file/a/b: file is a file" in _refused(capsys, *command, "file/a/b")
+    assert runner.calls == []
+    assert (empty_folder / "file").read_text() == "precious"
+
+    def replay(run: Path, step: int, out: Path) -> None:
+        raise OSError(28, "No space left on device", str(out / "model.safetensors"))
+
+    runner.replay = replay
+    assert "--out made: cannot write there: No space left" in _refused(capsys, *command, "made")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_replay_into_a_closed_folder_is_refused(
+    runner: types.ModuleType, capsys: pytest.CaptureFixture[str], empty_folder: Path
+) -> None:
+    folder = compose.write_cell(compose.check(compose.compose(["debug=smoke"])))
+    (empty_folder / "closed").mkdir(mode=0o500)
+    said = _refused(capsys, "replay", str(folder), "--step", "3", "--out", "closed/a/b")
+    assert "closed cannot be written" in said
+    assert runner.calls == []
+
+
+def test_status_of_a_file_is_refused(
+    capsys: pytest.CaptureFixture[str], empty_folder: Path
+) -> None:
+    (empty_folder / "file").write_text("")
+    assert "RUNS = 'file': a file, expected a folder of runs" in _refused(capsys, "status", "file")
 
 
 def test_status_lists_cells_and_counts_states(capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,7 +16,8 @@ import pytest
 
 from zolab import compose
 from zolab.config import CONF_DIR, GROUPS, PARTS, TARGETS, all_keys, check_tree
-from zolab.config.fields import AUTO
+from zolab.config.check import choice_name
+from zolab.config.fields import AUTO, TARGET
 from zolab.errors import UserError
 
 FILES = sorted(CONF_DIR.rglob("*.yaml"))
@@ -348,7 +349,26 @@ def test_method_without_a_masked_form_refuses_a_mask(optimizer: str) -> None:
         compose.check(compose.compose([f"optimizer={optimizer}", "sparsity=random"]))
 
 
+def test_choices_are_named_as_their_yaml_is() -> None:
+    for slot, (chooser, choices) in PARTS.items():
+        for choice, cls in choices.items() if chooser == TARGET or slot == "launcher" else ():
+            assert (slot.replace(".", "/"), choice_name(choice, cls)) in CHOICES
+
+
+def test_key_of_another_choice_names_the_choices_that_have_it() -> None:
+    tree = _tree()
+    tree["optimizer"]["rule"]["beta"] = 0.5
+    with pytest.raises(UserError, match="choose optimizer/rule=momentum or factor_momentum to"):
+        check_tree(tree)
+    tree = _tree()
+    tree["launcher"]["partition"] = "gpu"
+    with pytest.raises(UserError, match="choose launcher=slurm to have it"):
+        check_tree(tree)
+
+
 def test_key_of_another_method_is_refused() -> None:
     overrides = compose.prepare_overrides(["optimizer=zero_shot", "optimizer.lr=1"])
-    with pytest.raises(UserError, match=r"optimizer\.lr = 1: unknown key .*ZeroShot"):
+    with pytest.raises(
+        UserError, match=r"optimizer\.lr = 1: unknown key; choose optimizer=mezo,.*ZeroShot"
+    ):
         compose.check(compose.compose(overrides))

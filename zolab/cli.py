@@ -181,12 +181,9 @@ def _hydra(arguments: list[str]) -> Any:
 
     prepare_hydra()
     composed: list[Any] = []
-
-    def keep(config: Any) -> None:
-        composed.append(config)
-
+    main = hydra.main(config_path=str(CONF_DIR), config_name="config", version_base="1.3")
     with _patched_process(["zolab", *arguments]):
-        hydra.main(config_path=str(CONF_DIR), config_name="config", version_base="1.3")(keep)()
+        main(composed.append)()
     return composed[0] if composed else None
 
 
@@ -221,10 +218,7 @@ def _run_one(config: Any) -> int:
 
         return int(launch([cell], cell["launcher"], sweep).exit_code)
     folder = compose.write_cell(cell)
-    print(
-        f"run {folder.name}: {_title(cell)} -> {folder}",
-        flush=True,
-    )
+    print(f"run {folder.name}: {_title(cell)} -> {folder}", flush=True)
     return _train(folder)
 
 
@@ -332,16 +326,14 @@ def _replay(arguments: list[str]) -> int:
 
 
 def _look_over_out(out: Path) -> None:
-    """Refuse a folder that cannot be made or holds something, before a model is built for it."""
+    """Refuse a folder that cannot be made, before a model is built for it."""
     for path in (out, *out.parents):
         if path.exists() and not path.is_dir():
             what = "a file, expected a folder" if path == out else f"{path} is a file"
             raise UserError(f"--out {out}: {what}")
-    if out.is_dir() and any(out.iterdir()):
-        raise UserError(f"--out {out}: the folder is not empty")
-    nearest_folder = next(path for path in (out, *out.absolute().parents) if path.is_dir())
-    if not os.access(nearest_folder, os.W_OK | os.X_OK):
-        raise UserError(f"--out {out}: {nearest_folder} cannot be written")
+    above = next(path for path in (out, *out.absolute().parents) if path.is_dir())
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise UserError(f"--out {out}: {above} cannot be written")
 
 
 def _step(text: str) -> int:

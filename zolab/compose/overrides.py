@@ -7,11 +7,15 @@ import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from zolab.config import GROUPS
 from zolab.errors import UserError, first_line, nearest
+
+#: Groups of which none need be chosen.
+_OPTIONAL = ("experiment", "debug")
 
 
 def prepare_overrides(overrides: Iterable[str]) -> list[str]:
@@ -20,10 +24,11 @@ def prepare_overrides(overrides: Iterable[str]) -> list[str]:
     A value override `a.b=v` becomes `++a.b=v`: Hydra would refuse a key that the chosen YAML does
     not spell out even where the schema has it; `check` refuses exactly what the schema lacks.
     Sweeps over values stay as they are: the sweeper sets them on copies of one composition.
+    `experiment=null` and `debug=null` are left out: nothing is chosen there anyway.
 
     Raises:
         UserError: an override that does not parse, a key given twice, or a config group that does
-            not exist.
+            not exist or is set to something else than the name of a choice.
     """
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
@@ -47,11 +52,24 @@ def prepare_overrides(overrides: Iterable[str]) -> list[str]:
                 f"{text}: unknown config group {key!r}{nearest(key, GROUPS)} "
                 f"(groups: {', '.join(GROUPS)})"
             )
+        if key in GROUPS and not override.is_delete():
+            if key in _OPTIONAL and override.value() is None:
+                continue
+            _look_over_choice(text, override)
         is_value = "/" not in key and key not in GROUPS and key.split(".")[0] != "hydra"
         if is_value and not override.is_delete() and not override.is_sweep_override():
             text = "++" + text.lstrip("+")
         prepared.append(text)
     return prepared
+
+
+def _look_over_choice(text: str, override: Any) -> None:
+    """Refuse values of a config group that name no choice; Hydra answers them with a traceback."""
+    value = override.value()
+    for choice in getattr(value, "list", [value]) if override.is_sweep_override() else [value]:
+        names = choice if isinstance(choice, list) else [choice]
+        if not all(isinstance(name, str) for name in names):
+            raise UserError(f"{text}: {override.key_or_group} takes the name of a choice")
 
 
 def explain(error: Exception) -> str:

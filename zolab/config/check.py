@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -49,19 +50,20 @@ def is_trusted(target: str, trusted: Iterable[str]) -> bool:
 
 
 def _check_fields(
-    prefix: str, node: Any, cls: type, trusted: tuple[str, ...], chooser: str | None = None
+    prefix: str, node: Any, cls: type, trusted: tuple[str, ...], slot: str | None = None
 ) -> dict[str, Any]:
-    """Check one node against its dataclass; `chooser` is the key that chose the class, if any."""
+    """Check one node against its dataclass; `slot` is the part whose choice it is, if any."""
     if not isinstance(node, dict):
         raise UserError(f"{prefix.rstrip('.')} = {show(node)}: expected a section with keys")
     fields = {field.name: field for field in dataclasses.fields(cls)}
     checked: dict[str, Any] = {}
+    chooser = PARTS[slot][0] if slot else None
     if chooser is not None:
         checked[chooser] = node.get(chooser)
     for name in node:
         if name != chooser and name not in fields:
             chosen = node.get(chooser) if chooser else None
-            raise unknown_key(prefix + str(name), node[name], sorted(fields), chosen)
+            raise unknown_key(prefix + str(name), node[name], sorted(fields), chosen, slot)
     for name, field in fields.items():
         key = prefix + name
         value = node[name] if name in node else _default(key, field)
@@ -95,7 +97,7 @@ def _check_part(key: str, node: Any, slot: str, trusted: tuple[str, ...]) -> dic
             f" (choose {key.replace('.', '/')}=NAME)"
         )
     if isinstance(choice, str) and choice in classes:
-        return _check_fields(key + ".", node, classes[choice], trusted, chooser)
+        return _check_fields(key + ".", node, classes[choice], trusted, slot)
     if chooser == TARGET and isinstance(choice, str) and is_trusted(choice, trusted):
         # A class outside zolab: its own signature is the only schema there is.
         try:
@@ -110,7 +112,11 @@ def _check_part(key: str, node: Any, slot: str, trusted: tuple[str, ...]) -> dic
 
 
 def unknown_key(
-    key: str, value: Any, siblings: Iterable[str], chosen: str | None = None
+    key: str,
+    value: Any,
+    siblings: Iterable[str],
+    chosen: str | None = None,
+    slot: str | None = None,
 ) -> UserError:
     """The error for a key that does not exist: its value, the nearest name, and what is allowed.
 
@@ -119,17 +125,42 @@ def unknown_key(
         value: what it was set to.
         siblings: the names that exist in its section.
         chosen: class or kind that decides what the section holds, if any.
+        slot: the part it was chosen for; another choice may have the key.
     """
     siblings = list(siblings)
     parent, _, name = key.rpartition(".")
     sibling, elsewhere = nearest(name, siblings), _elsewhere(key)
     # a bare `lr` or `steps` is rather a key without its section than a misspelt section
     hint = (sibling or elsewhere) if parent else (elsewhere or sibling)
+    if others := _choices_with(slot, name):
+        names = " or ".join(filter(None, [", ".join(others[:-1]), others[-1]]))
+        hint = f"; choose {slot.replace('.', '/')}={names} to have it"
     where = f"{parent} has" if parent else "the config has"
     if chosen:
         where = f"{parent} ({chosen}) has"
     allowed = ", ".join(siblings) if siblings else "no keys"
     return UserError(f"{key} = {show(value)}: unknown key{hint} ({where} {allowed})")
+
+
+def _choices_with(slot: str | None, name: str) -> list[str]:
+    """YAML names of the choices of a part that have a key of this name."""
+    if slot is None:
+        return []
+    fields = {
+        choice: {field.name: field for field in dataclasses.fields(cls)}
+        for choice, cls in PARTS[slot][1].items()
+    }
+    return [
+        choice_name(choice, PARTS[slot][1][choice]) for choice in fields if name in fields[choice]
+    ]
+
+
+def choice_name(choice: str, cls: type) -> str:
+    """The YAML file that chooses a class: its label, or its own name as `lazy_low_rank`."""
+    for field in dataclasses.fields(cls):
+        if field.name == "name" and isinstance(field.default, str):
+            return field.default
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", choice.rpartition(".")[2]).lower()
 
 
 def _elsewhere(key: str) -> str:

@@ -1,4 +1,4 @@
-"""zolab.integrations and accelerate: the loops of others around our optimizer."""
+"""ZOTrainer: Trainer's loop around our optimizer."""
 
 from __future__ import annotations
 
@@ -7,10 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from torch import nn
-from torch.nn import functional as F
 from transformers import OPTConfig, OPTForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
 from tests.optim.test_standalone import run_block
@@ -89,13 +86,6 @@ def train(trainer: ZOTrainer, **kwargs) -> Record:
     record = Record(trainer)
     trainer.train(**kwargs)
     return record
-
-
-@pytest.fixture(autouse=True)
-def _fresh_accelerate_state():
-    AcceleratorState._reset_state(True)
-    yield
-    AcceleratorState._reset_state(True)
 
 
 class TestAccumulation:
@@ -338,72 +328,6 @@ class TestTrainer:
         assert not losses or losses[-1] < 5.0
 
 
-class TestPairedLosses:
-    """One forward over both copies, one loss each."""
-
-    def both(self, tmp_path: Path, **settings) -> None:
-        runs = [train(trainer_of(tmp_path, name, **settings)) for name in ("per_layer", "paired")]
-        for a, b in zip(runs[0].steps, runs[1].steps, strict=True):
-            assert b.losses == pytest.approx(a.losses, abs=2e-6)
-
-    def test_label_smoothing(self, tmp_path: Path) -> None:
-        self.both(tmp_path, label_smoothing_factor=0.2)
-
-    def test_a_loss_function_of_the_user(self, tmp_path: Path) -> None:
-        def squares(outputs, labels, num_items_in_batch=None):
-            return outputs.logits.float().square().sum() / num_items_in_batch
-
-        self.both(tmp_path, options={"compute_loss_func": squares})
-
-    def test_nothing_is_left_on_the_model(self, tmp_path: Path) -> None:
-        trainer = trainer_of(tmp_path, "paired")
-        train(trainer)
-        for module in trainer.model.modules():
-            assert "_loss_function" not in module.__dict__
-            assert "forward" not in module.__dict__
-
-    def test_classification_of_images(self, tmp_path: Path) -> None:
-        from tests.optim.test_standalone import vit
-
-        generator = torch.Generator().manual_seed(5)
-        data = [
-            {"pixel_values": torch.randn(3, 8, 8, generator=generator), "labels": i % 4}
-            for i in range(8)
-        ]
-        runs = []
-        for placement in (PerLayer(), Paired()):
-            model = vit()
-            optimizer = MeZO(model.named_parameters(), lr=1e-3, placement=placement, model=model)
-            args = TrainingArguments(
-                str(tmp_path), max_steps=3, per_device_train_batch_size=2, use_cpu=True,
-                gradient_accumulation_steps=2, report_to=[], save_strategy="no", disable_tqdm=True,
-            )  # fmt: skip
-            runs.append(
-                train(ZOTrainer(model, args, train_dataset=data, optimizers=(optimizer, None)))
-            )
-        for a, b in zip(runs[0].steps, runs[1].steps, strict=True):
-            assert b.losses == pytest.approx(a.losses, abs=2e-6)
-
-    def test_a_loss_made_elsewhere_is_refused_with_the_way_out(self, tmp_path: Path) -> None:
-        class Own(ZOTrainer):
-            def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-                labels = inputs.pop("labels")
-                logits = model(**inputs).logits
-                return F.cross_entropy(logits.flatten(0, 1), labels.flatten())
-
-        with pytest.raises(ValueError, match=r"0 calls.*PerLayer"):
-            trainer_of(tmp_path, "paired", cls=Own).train()
-        train(trainer_of(tmp_path, "per_layer", cls=Own))
-
-    def test_a_term_added_to_the_loss_is_refused(self, tmp_path: Path) -> None:
-        class More(ZOTrainer):
-            def compute_loss(self, *args, **kwargs):
-                return super().compute_loss(*args, **kwargs) + 0.5
-
-        with pytest.raises(ValueError, match=r"added in between.*PerLayer"):
-            trainer_of(tmp_path, "paired", cls=More).train()
-
-
 class TestRefusals:
     @pytest.mark.parametrize(
         ("name", "value", "reason"),
@@ -439,60 +363,3 @@ class TestRefusals:
             ZOTrainer(model, args, train_dataset=rows(), optimizers=(adam, None))
         with pytest.raises(ValueError, match="needs a zeroth-order optimizer"):
             ZOTrainer(model, args, train_dataset=rows()).train()
-
-
-class TestAccelerate:
-    def test_the_wrapper_returns_nothing_and_last_has_it_all(self) -> None:
-        torch.manual_seed(0)
-        model = nn.Linear(6, 3)
-        x, y = torch.randn(8, 6), torch.randint(0, 3, (8,))
-        optimizer = MeZO(model.named_parameters(), lr=1e-2, seed=4)
-        plain = nn.Linear(6, 3)
-        plain.load_state_dict(model.state_dict())
-        reference = MeZO(plain.named_parameters(), lr=1e-2, seed=4)
-        model, prepared = Accelerator(cpu=True).prepare(model, optimizer)
-        for _ in range(3):
-            assert prepared.step(lambda: F.cross_entropy(model(x), y)) is None
-            loss = reference.step(lambda: F.cross_entropy(plain(x), y))
-            assert prepared.optimizer.last is optimizer.last
-            assert optimizer.last == reference.last
-            assert optimizer.last.loss == loss
-        optimizer.flush()
-        reference.flush()
-        assert same_bits(bits(model), bits(plain))
-
-    def test_its_state_goes_round(self) -> None:
-        model = nn.Linear(6, 3)
-        x, y = torch.randn(8, 6), torch.randint(0, 3, (8,))
-        accelerator = Accelerator(cpu=True)
-        first = accelerator.prepare(MeZO(model.named_parameters(), lr=1e-2, seed=4))
-        first.step(lambda: F.cross_entropy(model(x), y))
-        second = accelerator.prepare(MeZO(model.named_parameters(), lr=1e-2, seed=5))
-        second.load_state_dict(first.state_dict())
-        assert (second.optimizer.seed, second.optimizer.num_steps) == (4, 1)
-
-    @pytest.mark.parametrize("placement", ["paired", "per_layer"])
-    def test_a_forward_that_accelerate_put_on_a_module_stays(self, placement: str) -> None:
-        """Mixed precision replaces the forward of the model, here an owner of weights itself."""
-        torch.manual_seed(0)
-        model = nn.Linear(64, 3)
-        x, y = torch.randn(8, 64), torch.randint(0, 3, (8,))
-        optimizer = MeZO(
-            model.named_parameters(), lr=1e-2, placement=PLACEMENTS[placement](), model=model
-        )
-        model, prepared = Accelerator(cpu=True, mixed_precision="bf16").prepare(model, optimizer)
-        rounded = model(x)
-
-        def closure(copies: int) -> list[torch.Tensor]:
-            return [F.cross_entropy(p, y) for p in model(x.repeat(copies, 1)).chunk(copies)]
-
-        optimizer.param_groups[0]["lr"] = 0.0
-        prepared.step(closure)
-        assert torch.equal(model(x), rounded)
-        assert not torch.equal(rounded, F.linear(x, model.weight, model.bias))
-        assert optimizer.last.projected_grad != 0.0
-
-    def test_the_example_of_the_page(self) -> None:
-        space, _ = run_block("accelerate")
-        assert space["loss"] < 1.5
-        assert space["optimizer"].num_steps == 50

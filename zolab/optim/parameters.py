@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -98,3 +100,15 @@ def check_trainable(info: ParamInfo) -> None:
         )
     if not info.param.is_contiguous():
         raise ValueError(f"parameter {info.name} is not contiguous")
+
+
+def check_group(group: dict[str, Any]) -> None:
+    """Refuse numbers of a parameter group that are out of range; ValueError naming the key."""
+    for key, bad in (
+        ("lr", not group["lr"] >= 0.0),
+        ("eps", not group["eps"] > 0.0),
+        ("weight_decay", not group["weight_decay"] >= 0.0),
+    ):
+        if bad or not math.isfinite(float(group[key])):
+            bound = "> 0" if key == "eps" else ">= 0"
+            raise ValueError(f"{key} = {group[key]}: expected a finite number {bound}")

@@ -17,7 +17,13 @@ from zolab.optim.estimators import Estimator, TwoSided
 from zolab.optim.keys import probe_seed
 from zolab.optim.masks import Dense
 from zolab.optim.noise import root_mean_square, rounding_unit
-from zolab.optim.parameters import ParamInfo, canonical_name, check_trainable, parameter_table
+from zolab.optim.parameters import (
+    ParamInfo,
+    canonical_name,
+    check_group,
+    check_trainable,
+    parameter_table,
+)
 from zolab.optim.placements import InPlace, Paired, Placement, Probe
 from zolab.optim.placements.base import Closure, as_closure
 from zolab.optim.rules import Rule, Sgd
@@ -98,7 +104,7 @@ class ZeroOrder(torch.optim.Optimizer):
     ) -> None:
         super().__init__(params, {"lr": lr, "eps": eps, "weight_decay": weight_decay})
         for group in self.param_groups:
-            _check_group(group)
+            check_group(group)
         probe_seed(seed, 0, 0)  # refuses a seed out of range
         self.seed = seed
         self._seeds = seeds
@@ -389,24 +395,3 @@ def default_placement(
     half = any(info.param.dtype in (torch.bfloat16, torch.float16) for info in infos)
     masked = mask.sparsity > 0.0
     return Paired() if model is not None and (half or masked) else InPlace()
-
-
-def _check_group(group: dict[str, Any]) -> None:
-    for key, bad in (
-        ("lr", not group["lr"] >= 0.0),
-        ("eps", not group["eps"] > 0.0),
-        ("weight_decay", not group["weight_decay"] >= 0.0),
-    ):
-        if bad or not math.isfinite(float(group[key])):
-            bound = "> 0" if key == "eps" else ">= 0"
-            raise ValueError(f"{key} = {group[key]}: expected a finite number {bound}")
-
-
-def num_trained(infos: Iterable[ParamInfo]) -> int:
-    """Trained scalars, masks not counted."""
-    return sum(info.numel for info in infos)
-
-
-def tensor_bytes(tensors: Iterable[Tensor]) -> int:
-    """Bytes of the given tensors."""
-    return sum(t.numel() * t.element_size() for t in tensors)

@@ -189,6 +189,8 @@ class BlockWise(ZeroOrder):
             block.load_tensors(
                 {k.removeprefix(own): v for k, v in tensors.items() if k.startswith(own)}, step
             )
+            block._planned = block._pending = None  # seeds and weights may be others now
+            block.placement.forget()
         self.num_steps = step
 
 

@@ -35,7 +35,7 @@ def data_dir(tmp_path: Path) -> Path:
     folder = tmp_path / "data"
     folder.mkdir()
     for name in ("train.jsonl", "test.jsonl"):
-        (folder / name).write_text('{"sentence": "fine", "label": 1}\n')
+        (folder / name).write_text('{"sentence": "fine", "label": 1}\n' * 2)
     return folder
 
 
@@ -307,6 +307,7 @@ def test_values_are_converted_to_declared_types() -> None:
         ({"task.label_words": [" a", " a"]}, "expected at least two different words"),
         ({"task.template": "no field"}, "at least one field of the data in braces"),
         ({"task.template": "{a"}, "task.template = '{a'"),
+        ({"task.template": "{a:.2f}"}, "task.template = '{a:.2f}': fields are filled in as texts"),
         ({"task.path": "???"}, "task.path must be given"),
         ({"task.kind": "regression"}, "task.kind = 'regression': expected one of classification"),
         ({"seed": -1}, "seed = -1: expected a whole number >= 0"),

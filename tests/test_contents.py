@@ -113,6 +113,19 @@ def test_missing_data_is_refused(data_dir: Path) -> None:
         ('{"sentence": "x", "label": -1}', "label = -1: outside the task's range 0 to 1"),
         ('{"sentence": "x", "label": "1"}', "label = '1': expected an integer"),
         ('{"sentence": "x", "label": true}', "label = True: expected an integer"),
+        ('{"sentence": "x", "label": null}', "label is null"),
+        ('{"sentence": null, "label": 1}', "sentence is null"),
+        ('{"sentence": ["x"], "label": 1}', "sentence: expected a text or a number, got a list"),
+        ('{"sentence": {"x": 1}, "label": 1}', "sentence: expected a text or a number, got an obj"),
+        ('{"sentence": "\\ud800", "label": 1}', "sentence: not valid Unicode"),
+        ('{"sentence": "x", "label": 1', "not JSON: Expecting ',' delimiter at column 29"),
+        ('{"sentence": "x", "label": 1e30}', "label = 1e+30: expected an integer"),
+        (
+            '{"sentence": "x", "label": 12345678901234567890123}',
+            "label = 12345678901234567890123: ",
+        ),
+        ('{"sentence": "x", "label": ' + "9" * 5000 + "}", "not usable: Exceeds the limit"),
+        ("[" * 100_000, "not usable: brackets are nested too deeply"),
     ],
 )
 @pytest.mark.parametrize("split", ["train", "test"])
@@ -134,7 +147,10 @@ def test_planning_and_runner_refuse_rows_in_the_same_words(data_dir: Path) -> No
 
     task = {**composed()["task"], "path": str(data_dir), "num_train": 1000}
     options = {key: value for key, value in task.items() if key != "kind"}
-    for row in ("{broken", "[1]", '{"label": 1}', '{"sentence": "x", "label": 2}'):
+    rows = ["{broken", "[1]", '{"label": 1}', '{"sentence": "x", "label": 2}', '{"sentence": "x"']
+    rows += ['{"sentence": null, "label": 1}', '{"sentence": "the only row", "label": 1}', " "]
+    (data_dir / "dev.jsonl").unlink()
+    for row in rows:
         (data_dir / "train.jsonl").write_text(row + "\n")
         said = []
         for refuse in (
@@ -145,6 +161,46 @@ def test_planning_and_runner_refuse_rows_in_the_same_words(data_dir: Path) -> No
                 refuse()
             said.append(str(caught.value))
         assert said[0] == said[1]
+
+
+def test_columns_that_are_not_used_may_hold_anything(data_dir: Path) -> None:
+    from zolab.tasks import KINDS
+
+    odd = [None, 1, "one", [1], {"a": 1}, 12345678901234567890123, 1.5, True]
+    lines = [
+        json.dumps({"sentence": f"row {number}", "label": number % 2, "extra": value})
+        for number, value in enumerate(odd)
+    ]
+    for split in ("train", "dev", "test"):
+        (data_dir / f"{split}.jsonl").write_text("\r\n".join(lines) + "\n\n")
+    task = compose.check({**composed(), "task": {**composed()["task"], "path": str(data_dir)}})[
+        "task"
+    ]
+    options = {key: value for key, value in task.items() if key != "kind"}
+    examples = KINDS["classification"](**options).load(data_dir)["train"]
+    assert [example.prompt for example in examples] == [f"row {n} It was" for n in range(len(odd))]
+    assert [example.label for example in examples] == [n % 2 for n in range(len(odd))]
+
+
+def test_fields_are_filled_in_as_they_are_written(data_dir: Path) -> None:
+    from zolab.tasks import KINDS
+
+    values = ["text", 3, 2.0, True, 12345678901234567890123]
+    rows = [json.dumps({"sentence": value, "label": 0}) for value in values]
+    (data_dir / "train.jsonl").write_text("\n".join(rows))
+    options = {key: value for key, value in composed()["task"].items() if key != "kind"}
+    examples = KINDS["classification"](**options).load(data_dir)["train"]
+    assert [example.prompt.removesuffix(" It was") for example in examples] == [
+        *("text", "3", "2.0", "True", "12345678901234567890123")
+    ]
+
+
+def test_a_lone_training_row_needs_a_dev_file(data_dir: Path) -> None:
+    (data_dir / "train.jsonl").write_text('\n{"sentence": "alone", "label": 1}\n')
+    assert cell_of(f"task.path={data_dir}")
+    (data_dir / "dev.jsonl").unlink()
+    with pytest.raises(UserError, match=r"train\.jsonl:2: the only row; without a dev\.jsonl"):
+        cell_of(f"task.path={data_dir}")
 
 
 def test_empty_or_undecodable_data_is_refused(data_dir: Path) -> None:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 
-from zolab.errors import UserError
+from zolab.config import rows as rows_of
+from zolab.config.rows import RowForm
+from zolab.errors import UserError, first_line
 from zolab.optim.keys import permutation
 
 #: Splits are sampled with this key, whatever the run seed: runs of a grid share their data.
 SPLIT_SEED = 0
 #: Batches whose examples are sorted by length together; small enough to keep batches mixed.
 BUCKET_BATCHES = 4
+#: Column of a table that no task uses: where a row stands.
+_PLACE = "FILE:LINE"
 
 
 @dataclass(frozen=True)
@@ -30,46 +33,33 @@ class Row:
         raise UserError(f"{self.place}: {what}")
 
 
-def read_rows(path: Path) -> list[Row]:
-    """All rows of a JSON-lines file; UserError as FILE:LINE: what."""
-    rows = []
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from error
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        place = f"{path}:{number}"
-        try:
-            fields = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{place}: not JSON: {error.msg} at column {error.colno}") from error
-        if not isinstance(fields, dict):
-            raise UserError(f"{place}: expected a JSON object, got {type(fields).__name__}")
-        rows.append(Row(fields, place))
-    if not rows:
-        raise UserError(f"{path}: no rows")
-    return rows
+def read_table(path: Path, form: RowForm) -> Any:
+    """What a task uses of a JSON-lines file, as a `datasets.Dataset`.
 
+    Args:
+        path: file of rows.
+        form: the columns used; others may hold anything.
 
-def read_table(path: Path) -> Any:
-    """A JSON-lines file as a `datasets.Dataset`, with a column `_place` that tells FILE:LINE.
+    Returns:
+        One text column per field, the labels, and a column `FILE:LINE`.
 
-    Lines are looked at one by one first, because Arrow names neither file nor line.
+    Raises:
+        UserError: as FILE:LINE: what. Rows are looked at before Arrow sees them, since it names
+            neither file nor line.
     """
     import datasets
     from pyarrow import ArrowException
 
-    rows = read_rows(path)
+    rows = [
+        {**form.used(row), _PLACE: f"{path}:{number}"} for number, row in rows_of.read(path, form)
+    ]
     try:
-        return datasets.Dataset.from_list([{**r.fields, "_place": r.place} for r in rows])
-    except (ArrowException, TypeError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{path}: a column holds values of different types ({reason})") from error
+        return datasets.Dataset.from_list(rows)
+    except (ArrowException, OverflowError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: cannot be made a table: {first_line(error)}") from error
 
 
-def read_splits(folder: Path, sizes: dict[str, int]) -> dict[str, list[Row]]:
+def read_splits(folder: Path, sizes: dict[str, int], form: RowForm) -> dict[str, list[Row]]:
     """Rows of train, dev and test, each cut to its size by a fixed key.
 
     Without dev.jsonl the dev rows are cut from the training file, never overlapping.
@@ -77,32 +67,32 @@ def read_splits(folder: Path, sizes: dict[str, int]) -> dict[str, list[Row]]:
     Args:
         folder: holds train.jsonl, test.jsonl and perhaps dev.jsonl.
         sizes: rows wanted at most, by split.
+        form: what the task uses of a row.
     """
     for name in ("train", "test"):
         if not (folder / f"{name}.jsonl").is_file():
             raise UserError(f"task.path = {str(folder)!r}: the folder has no {name}.jsonl")
-    train = read_table(folder / "train.jsonl")
+    train = read_table(folder / "train.jsonl", form)
     if (folder / "dev.jsonl").is_file():
-        dev = _sample(read_table(folder / "dev.jsonl"), sizes["dev"], 1)
+        dev = _sample(read_table(folder / "dev.jsonl", form), sizes["dev"], 1)
     else:
+        if len(train) < 2:
+            rows_of.refuse_lone_row(train[0][_PLACE])
         order = permutation(SPLIT_SEED, 1, len(train)).tolist()
         num_dev = min(sizes["dev"], len(train) // 2)
-        if not num_dev:
-            raise UserError(f"{folder / 'train.jsonl'}: too few rows to cut a dev split from")
         dev = train.select(sorted(order[:num_dev]))
         train = train.select(sorted(order[num_dev:]))
     chosen = {
         "train": _sample(train, sizes["train"], 0),
         "dev": dev,
-        "test": _sample(read_table(folder / "test.jsonl"), sizes["test"], 2),
+        "test": _sample(read_table(folder / "test.jsonl", form), sizes["test"], 2),
     }
     return {name: _rows(table) for name, table in chosen.items()}
 
 
 def _rows(table: Any) -> list[Row]:
-    """Rows again; a field that a line did not have is left out, not None."""
     return [
-        Row({k: v for k, v in fields.items() if k != "_place" and v is not None}, fields["_place"])
+        Row({k: v for k, v in fields.items() if k != _PLACE}, fields[_PLACE])
         for fields in table.to_list()
     ]
 

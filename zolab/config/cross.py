@@ -97,6 +97,10 @@ def _template(cell: Cell) -> str | None:
             f"task.template = {template!r}: expected at least one field of the data in braces, "
             "such as {sentence}"
         )
+    try:
+        template.format(**dict.fromkeys(fields, "text"))
+    except ValueError as error:
+        return f"task.template = {template!r}: fields are filled in as texts ({error})"
     return None
 
 

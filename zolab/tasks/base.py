@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from zolab.config.rows import RowForm
 from zolab.data import Row, read_splits
 
 
@@ -38,9 +39,11 @@ class Task:
 
     Attributes:
         metric: what `dev/` and `test/` report besides the loss.
+        form: what the task uses of a row; set by subclasses.
     """
 
     metric = "accuracy"
+    form: RowForm
 
     def __init__(
         self,
@@ -58,7 +61,7 @@ class Task:
 
     def load(self, folder: Path) -> dict[str, list[Example]]:
         """The examples of each split; UserError names file and line of a bad row."""
-        splits = read_splits(folder, self.sizes)
+        splits = read_splits(folder, self.sizes, self.form)
         return {name: [self.example(row) for row in rows] for name, rows in splits.items()}
 
     def example(self, row: Row) -> Example:

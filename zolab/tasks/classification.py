@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import string
-
+from zolab.config.rows import form_of
 from zolab.data import Row
 from zolab.errors import UserError
 from zolab.tasks.base import Example, Task
@@ -35,23 +34,15 @@ class Classification(Task):
             )
         self.template = template
         self.label_words = tuple(label_words)
-        self.label_column = label_column
         try:
-            self.columns = [f for _, f, _, _ in string.Formatter().parse(template) if f]
+            self.form = form_of(template, label_column, len(self.label_words))
         except ValueError as error:
             raise UserError(f"task.template = {template!r}: {error}") from error
 
     def example(self, row: Row) -> Example:
-        missing = [name for name in (*self.columns, self.label_column) if name not in row.fields]
-        if missing:
-            row.fail(f"no field {missing[0]!r}; the row has {', '.join(sorted(row.fields))}")
-        label = row.fields[self.label_column]
-        if not isinstance(label, int) or isinstance(label, bool):
-            row.fail(f"{self.label_column} = {label!r}: expected an integer")
-        if not 0 <= label < len(self.label_words):
-            row.fail(
-                f"{self.label_column} = {label}: outside the task's range 0 to "
-                f"{len(self.label_words) - 1}"
-            )
-        values = {name: str(row.fields[name]).strip() for name in self.columns}
+        fault = self.form.fault(row.fields)
+        if fault:
+            row.fail(fault)
+        values = {name: str(row.fields[name]).strip() for name in self.form.fields}
+        label = row.fields[self.form.label_column]
         return Example(self.template.format(**values), self.label_words, label)

@@ -89,6 +89,7 @@ MISTAKES = [
     ("train.batch_size=0", "train.batch_size = 0: expected a whole number >= 1"),
     ("train.steps=-5", "train.steps = -5: expected a whole number >= 0"),
     ("model.path=/no/model", "model.path = '/no/model': no such folder"),
+    ("model.path=models/mine", "model.path = 'models/mine': no such folder, and it is not in the"),
     ("task.path=/no/data", "task.path = '/no/data': no such folder"),
     ("task=sst2", "task.path must be given"),
     ("run_root=${nowhere}", "run_root: "),

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tests import fake_hub
 from zolab import assets, compose
 from zolab.errors import UserError
 
@@ -98,7 +99,8 @@ def test_run_id_does_not_see(override: str) -> None:
         ["model=opt_125m"],
     ],
 )
-def test_run_id_sees(overrides: list[str]) -> None:
+def test_run_id_sees(overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_hub.fill(fake_hub.use(tmp_path, monkeypatch))
     assert id_of(*overrides) != id_of()
 
 
@@ -135,12 +137,22 @@ def test_run_id_follows_model_content_not_its_path(model_dir: Path) -> None:
     assert id_of(f"model.path={model_dir}", "model.init=random") == random
 
 
-def test_hub_model_is_named_by_name_and_revision() -> None:
+def test_hub_model_is_named_by_name_and_commit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = fake_hub.use(tmp_path, monkeypatch)
+    fake_hub.fill(cache)
+    fake_hub.fill(cache, commit="b2" * 20, ref="v2")
+    fake_hub.fill(cache, name="facebook/opt-350m")
     plain = id_of("model=opt_125m")
-    assert id_of("model=opt_125m", "model.revision=main") != id_of(
-        "model=opt_125m", "model.revision=v2"
-    )
+    assert id_of("model=opt_125m", "model.revision=main") == plain
+    assert id_of("model=opt_125m", f"model.revision={fake_hub.COMMIT}") == plain
     assert id_of("model=opt_125m", "model.path=facebook/opt-350m") != plain
+    later = id_of("model=opt_125m", "model.revision=v2")
+    assert later != plain
+    fake_hub.use(tmp_path, monkeypatch)  # as another process
+    fake_hub.fill(cache, commit="b2" * 20)  # the branch has moved, and was downloaded
+    assert id_of("model=opt_125m") == later
 
 
 # --- run directories -------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from tests import fake_hub
 from zolab import compose
 from zolab.config import CONF_DIR, GROUPS, PARTS, TARGETS, all_keys, check_tree
 from zolab.config.check import choice_name
@@ -37,6 +38,12 @@ def data_dir(tmp_path: Path) -> Path:
     for name in ("train.jsonl", "test.jsonl"):
         (folder / name).write_text('{"sentence": "fine", "label": 1}\n' * 2)
     return folder
+
+
+@pytest.fixture(autouse=True)
+def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the YAMLs of hub models name, as if downloaded."""
+    fake_hub.fill(fake_hub.use(tmp_path / "hub", monkeypatch))
 
 
 def _needs(group: str, name: str, data_dir: Path | None = None) -> list[str]:
@@ -98,6 +105,7 @@ def test_yaml_composes_and_spells_out_every_key(group: str, name: str, data_dir:
     tree = compose.resolve(config)
     del tree["grid"]
     assert _keys(tree) == _keys(cell)
+    assert cell["model"]["revision"] == (fake_hub.COMMIT if name == "opt_125m" else None)
     assert check_tree(cell) == {**cell, "grid": None}  # checking a checked cell changes nothing
     assert compose.run_id(cell) == compose.run_id(check_tree(cell))
 

@@ -6,13 +6,18 @@ import functools
 import json
 import os
 import shutil
+import types
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
+import huggingface_hub.constants
+import huggingface_hub.errors
 import pytest
 
+from tests import fake_hub
 from zolab import assets, compose
-from zolab.config import contents
+from zolab.config import contents, hub
 from zolab.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -45,7 +50,106 @@ def test_relative_folders_become_absolute(
     assert cell["task"]["path"] == str(data_dir)
     assert cell["model"]["path"] == str(model_dir)
     assert cell_of()["task"]["path"] == "uci_sent"
-    assert cell_of("model=opt_125m")["model"]["path"] == "facebook/opt-125m"
+
+
+@pytest.fixture
+def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    return fake_hub.use(tmp_path / "hub", monkeypatch)
+
+
+def _answers(monkeypatch: pytest.MonkeyPatch, answer: str | Exception) -> list[tuple[Any, ...]]:
+    """Let the hub answer each question with a commit or an error; returns the questions."""
+    asked: list[tuple[Any, ...]] = []
+
+    def model_info(self: Any, name: str, *, revision: str | None, timeout: float) -> Any:
+        asked.append((name, revision, timeout))
+        if isinstance(answer, Exception):
+            raise answer
+        return types.SimpleNamespace(sha=answer)
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", model_info)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    return asked
+
+
+def _not_found(kind: type[Exception]) -> Exception:
+    error = kind.__new__(kind)  # its arguments are those of the transport
+    error.args = ("404",)
+    return error
+
+
+def test_hub_model_is_pinned_to_its_cached_commit(
+    hub_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_hub.fill(hub_cache)
+    fake_hub.fill(hub_cache, commit="b2" * 20, ref="v2")
+    asked = _answers(monkeypatch, "c3" * 20)
+    model = cell_of("model=opt_125m")["model"]
+    assert (model["path"], model["revision"]) == ("facebook/opt-125m", fake_hub.COMMIT)
+    assert cell_of("model=opt_125m", "model.revision=v2")["model"]["revision"] == "b2" * 20
+    # a checked cell stays as it is
+    assert cell_of("model=opt_125m", f"model.revision={fake_hub.COMMIT}")["model"] == model
+    assert asked == []  # what is cached needs no network
+
+
+def test_hub_model_that_is_not_cached_is_asked_for_once(
+    hub_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = _answers(monkeypatch, "c3" * 20)
+    for _ in range(2):
+        assert cell_of("model=opt_125m")["model"]["revision"] == "c3" * 20
+    assert asked == [("facebook/opt-125m", None, hub.TIMEOUT_SECONDS)]
+
+
+def test_cached_config_without_weights_will_not_do(
+    hub_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snapshot = fake_hub.fill(hub_cache)
+    (snapshot / "model.safetensors").rename(snapshot / "model-1.safetensors")
+    index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
+    for name in (None, "model.safetensors.index.json"):
+        if name:
+            (snapshot / name).write_text(json.dumps(index))
+        with pytest.raises(UserError, match="its weights are not in the cache of the hub"):
+            cell_of("model=opt_125m")
+    assert cell_of("model=opt_125m", "model.init=random")["model"]["revision"] == fake_hub.COMMIT
+    shutil.copy(snapshot / "model-1.safetensors", snapshot / "model-2.safetensors")
+    assert cell_of("model=opt_125m")["model"]["revision"] == fake_hub.COMMIT
+
+
+def test_mistyped_relative_folder_says_so_at_once(
+    hub_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as caught:
+        cell_of("model.path=models/mine")
+    assert str(caught.value) == (
+        "model.path = 'models/mine': no such folder, and it is not in the cache of the hub "
+        "(HF_HUB_OFFLINE is set); fetch it where there is a network with `hf download models/mine`"
+    )
+    asked = _answers(monkeypatch, ConnectionError("Name or service not known"))
+    with pytest.raises(UserError, match=r"cannot be reached: Name or .* --revision v2`"):
+        cell_of("model.path=models/mine", "model.revision=v2")
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (
+            "RepositoryNotFoundError",
+            r"model\.path = 'models/mine': no such folder, and no such mod",
+        ),
+        ("GatedRepoError", r"model\.path = 'models/mine': no such folder, and no such mod"),
+        ("RevisionNotFoundError", r"model\.revision = 'v2': models/mine has no such commit"),
+    ],
+)
+def test_what_the_hub_does_not_have_is_refused(
+    hub_cache: Path, monkeypatch: pytest.MonkeyPatch, kind: str, message: str
+) -> None:
+    _answers(monkeypatch, _not_found(getattr(huggingface_hub.errors, kind)))
+    with pytest.raises(UserError, match=message):
+        cell_of("model.path=models/mine", "model.revision=v2")
 
 
 def _break_model(folder: Path, how: str) -> None:

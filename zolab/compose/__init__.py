@@ -14,7 +14,7 @@ from zolab import assets
 from zolab.compose.building import build, trust
 from zolab.compose.cells import read_cell, write_cell
 from zolab.compose.overrides import explain, prepare_hydra, prepare_overrides, register_profiles
-from zolab.config import CONF_DIR, check_tree
+from zolab.config import CONF_DIR, check_tree, hub
 from zolab.config.contents import locate_model, locate_task, split_files
 from zolab.config.identity import identity, run_id
 from zolab.config.rows import look_over
@@ -89,17 +89,21 @@ def check(config: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
     """The resolved config of one cell, validated against the schema and the files it names.
 
     Folders in `model.path` and `task.path` come back absolute, so that a job finds them from any
-    working directory; embedded names and hub names stay as they are. `grid` is dropped: it
-    describes a sweep, not a cell.
+    working directory; embedded names and hub names stay as they are. `model.revision` of a hub
+    model comes back as a commit, so that a run is named by, and loads, one state of the model.
+    `grid` is dropped: it describes a sweep, not a cell.
 
     Raises:
         UserError: unknown key, wrong type, value outside its limits, parts that do not go together,
-            a missing model or data folder, or a row of data that the task cannot use.
+            a missing model or data folder, a hub model that is neither cached nor reachable, or a
+            row of data that the task cannot use.
     """
     cell = check_tree(resolve(config))
     del cell["grid"]
     model_dir, task_dir = locate_model(cell["model"]), locate_task(cell["task"])
-    if model_dir is not None and cell["model"]["path"] not in assets.models():
+    if model_dir is None:
+        cell["model"]["revision"] = hub.pin(cell["model"])
+    elif cell["model"]["path"] not in assets.models():
         cell["model"]["path"] = str(model_dir.resolve())
     if cell["task"]["path"] not in assets.tasks():
         cell["task"]["path"] = str(task_dir.resolve())

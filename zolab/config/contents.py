@@ -138,8 +138,8 @@ def split_files(folder: Path) -> list[Path]:
 def contents(cell: dict[str, Any]) -> dict[str, Any]:
     """Hashes of every data and model file a checked cell reads: name -> sha256 in hex.
 
-    A hub model is named by its hub name and revision instead. With init=random the weights of the
-    model's folder are not read and not hashed.
+    A hub model is named by its hub name and commit instead (see `zolab.config.hub.pin`). With
+    init=random the weights of the model's folder are not read and not hashed.
 
     Raises:
         UserError: a file or folder is missing or unreadable.

@@ -15,7 +15,7 @@ from zolab.compose.building import build, trust
 from zolab.compose.cells import read_cell, write_cell
 from zolab.compose.overrides import explain, prepare_hydra, prepare_overrides, register_profiles
 from zolab.config import CONF_DIR, check_tree, hub
-from zolab.config.contents import locate_model, locate_task, split_files
+from zolab.config.contents import locate_model, locate_task, split_files, stored_shape
 from zolab.config.identity import identity, run_id
 from zolab.config.rows import look_over
 from zolab.errors import UserError, first_line
@@ -96,7 +96,8 @@ def check(config: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: unknown key, wrong type, value outside its limits, parts that do not go together,
             a missing model or data folder, a hub model that is neither cached nor reachable, or a
-            row of data that the task cannot use.
+            row of data that the task cannot use, or a key of `model.config` that the model's own
+            config does not have.
     """
     cell = check_tree(resolve(config))
     del cell["grid"]
@@ -107,6 +108,10 @@ def check(config: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
         cell["model"]["path"] = str(model_dir.resolve())
     if cell["task"]["path"] not in assets.tasks():
         cell["task"]["path"] = str(task_dir.resolve())
+    if cell["model"]["config"]:
+        from zolab.models.keys import look_over_keys
+
+        look_over_keys(cell["model"]["config"], stored_shape(cell["model"]))
     look_over(cell["task"], split_files(task_dir))
     trust(cell["trusted_targets"])
     return cell

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from zolab import assets
-from zolab.errors import UserError, nearest
+from zolab.config import hub
+from zolab.errors import UserError, first_line, nearest
 
 CACHE_NAME = ".hashes.json"
 #: Smaller files are hashed each time: cheaper than trusting a time stamp.
@@ -67,6 +68,23 @@ def locate_model(model: dict[str, Any]) -> Path | None:
     if model["init"] == "pretrained":
         _look_over_weights(path, folder)
     return folder
+
+
+def stored_shape(model: dict[str, Any]) -> dict[str, Any] | None:
+    """The config.json of a checked `model` section; None for a hub model that is not cached.
+
+    Raises:
+        UserError: it is not JSON.
+    """
+    folder = assets.locate_model(model["path"])
+    file = hub.cached_file(model, "config.json") if folder is None else folder / "config.json"
+    if file is None:
+        return None
+    try:
+        shape = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"model.path = {model['path']!r}: {file}: {first_line(error)}") from None
+    return shape if isinstance(shape, dict) else None
 
 
 def _look_over_weights(path: str, folder: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,8 @@ import torch
 from torch import nn
 
 from zolab import assets
-from zolab.errors import UserError
+from zolab.errors import UserError, first_line
+from zolab.models.keys import look_over_keys
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _WEIGHT_PATTERNS = ("*.safetensors", "pytorch_model*.bin")
@@ -40,7 +43,8 @@ def load_model(config: dict[str, Any], seed: int) -> LoadedModel:
         seed: run seed; decides the weights of `init=random`.
 
     Raises:
-        UserError: the folder is missing, has no weights, or the hub cannot be reached.
+        UserError: the folder is missing, has no weights, or the hub cannot be reached; a key of
+            `model.config` that the model's config does not have, or a value it does not take.
     """
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
@@ -52,13 +56,12 @@ def load_model(config: dict[str, Any], seed: int) -> LoadedModel:
     options: dict[str, Any] = {}
     if config.get("attn_implementation"):
         options["attn_implementation"] = config["attn_implementation"]
-    if config["init"] == "random":
-        model_config = model_shape(config)
-        torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(model_config, dtype=dtype, **options)
-        tokenizer = load_tokenizer(source, config) if source is not None else None
-    else:
-        try:
+    with _told_in_one_line(config):
+        shape = model_shape(source, config)
+        if config["init"] == "random":
+            torch.manual_seed(seed)
+            model, told = AutoModelForCausalLM.from_config(shape, dtype=dtype, **options), {}
+        else:
             model, told = AutoModelForCausalLM.from_pretrained(
                 source,
                 dtype=dtype,
@@ -67,20 +70,16 @@ def load_model(config: dict[str, Any], seed: int) -> LoadedModel:
                 **config["config"],
                 **options,
             )
-        except (OSError, ValueError) as error:
-            raise UserError(f"model.path = {config['path']!r}: {_first_line(error)}") from error
-        _refuse_gaps(config["path"], told)
-        tokenizer = load_tokenizer(source, config)
+    _refuse_gaps(config["path"], told)
+    tokenizer = load_tokenizer(source, config)
     model.eval().to(pick_device(config["device"]))
     return LoadedModel(model, tokenizer, _max_length(model.config))
 
 
-def model_source(path: str, init: str) -> str | None:
-    """What transformers should load from: a folder, or a hub name; None for a bare random shape."""
+def model_source(path: str, init: str) -> str:
+    """What transformers should load from: a folder, or a hub name."""
     folder = assets.locate_model(path)
     if folder is None:
-        if init == "random":
-            return None
         if path.startswith((".", "/", "~")) or path.count("/") > 1:
             raise UserError(f"model.path = {path!r}: no such folder")
         return path
@@ -95,17 +94,37 @@ def model_source(path: str, init: str) -> str | None:
     return str(folder)
 
 
-def model_shape(config: dict[str, Any]) -> Any:
-    """The transformers config of `init=random`: a folder's or hub model's, or `model.config`."""
-    from transformers import AutoConfig
+def model_shape(source: str, config: dict[str, Any]) -> Any:
+    """The transformers config of a folder or hub model, with the keys of `model.config` replaced.
 
-    values = dict(config["config"])
-    folder = assets.locate_model(config["path"])
-    if folder is not None:
-        return AutoConfig.from_pretrained(str(folder), **values)
-    if "model_type" in values:
-        return AutoConfig.for_model(values.pop("model_type"), **values)
-    return AutoConfig.from_pretrained(config["path"], revision=config.get("revision"), **values)
+    Args:
+        source: folder or hub name.
+        config: the `model` section of a cell's config.
+
+    Raises:
+        UserError: the model's config has no such key.
+    """
+    from transformers import AutoConfig, PreTrainedConfig
+
+    values, revision = config["config"], config.get("revision")
+    if values:  # planning looked already, unless the model was not there yet
+        look_over_keys(values, PreTrainedConfig.get_config_dict(source, revision=revision)[0])
+    return AutoConfig.from_pretrained(source, revision=revision, **values)
+
+
+@contextlib.contextmanager
+def _told_in_one_line(config: dict[str, Any]) -> Iterator[None]:
+    """What transformers says about a config or weights it cannot use, as a UserError."""
+    from huggingface_hub.errors import StrictDataclassError
+
+    try:
+        yield
+    except (OSError, ValueError, StrictDataclassError) as error:
+        what = "model.config" if config["config"] else f"model.path = {config['path']!r}"
+        said = first_line(error)
+        if isinstance(error, StrictDataclassError):  # the field in one line, its fault in the next
+            said = " ".join(str(error).split())
+        raise UserError(f"{what}: {said}") from error
 
 
 def load_tokenizer(source: str, config: dict[str, Any]) -> Any:
@@ -116,7 +135,7 @@ def load_tokenizer(source: str, config: dict[str, Any]) -> Any:
         return AutoTokenizer.from_pretrained(source, revision=config.get("revision"))
     except (OSError, ValueError) as error:
         raise UserError(
-            f"model.path = {config['path']!r}: no tokenizer: {_first_line(error)}"
+            f"model.path = {config['path']!r}: no tokenizer: {first_line(error)}"
         ) from error
 
 
@@ -154,7 +173,3 @@ def _max_length(config: Any) -> int:
         if isinstance(value, int) and value > 0:
             return value
     return 2048
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

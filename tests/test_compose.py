@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import errno
 import functools
 import os
@@ -17,6 +19,8 @@ import yaml
 
 from tests import fake_hub
 from zolab import assets, compose
+from zolab.config import PARTS, values
+from zolab.config.fields import option, part
 from zolab.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -102,6 +106,46 @@ def test_run_id_does_not_see(override: str) -> None:
 def test_run_id_sees(overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_hub.fill(fake_hub.use(tmp_path, monkeypatch))
     assert id_of(*overrides) != id_of()
+
+
+def test_names_of_runs_stay_when_the_schema_grows() -> None:
+    # A new key that changes these needs `since` (zolab.config.fields.option); else old runs are
+    # not found any more. A changed YAML gives new ids rightly.
+    assert id_of() == "edb3ca5743024ee9"
+    assert id_of("optimizer=mezo_adam", "sparsity=small_weights") == "39a96d4b47e25453"
+
+
+def _grow(monkeypatch: pytest.MonkeyPatch, parent: type, name: str, new: Any) -> None:
+    """Add a field to a class of the schema, as a later version would."""
+    fields = [(f.name, f.type, f) for f in dataclasses.fields(parent)]
+    grown = dataclasses.make_dataclass(parent.__name__, [*fields, (name, *new)], kw_only=True)
+    monkeypatch.setattr(parent, "__dataclass_fields__", grown.__dataclass_fields__)
+    monkeypatch.setitem(parent.__annotations__, name, new[0])
+    values.hints.cache_clear()
+
+
+def test_later_key_at_its_default_changes_no_name(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    before = compose.check({**composed(), "run_root": str(tmp_path)})
+    folder = compose.write_cell(before)
+    optimizer, rule = PARTS["optimizer"][1], PARTS["optimizer.rule"][1]
+    mezo, sgd = optimizer["zolab.optim.ZeroOrder"], rule["zolab.optim.Sgd"]
+    _grow(monkeypatch, sgd, "nesterov", ("bool", option(False, help="new", since="9.9")))
+    again = part("optimizer.rule", {"_target_": "zolab.optim.Sgd"}, help="new", since="9.9")
+    _grow(monkeypatch, mezo, "second_rule", ("Any", again))
+    now = compose.check({**composed(), "run_root": str(tmp_path)})
+    assert now["optimizer"]["rule"]["nesterov"] is False
+    assert now["optimizer"]["second_rule"]["_target_"] == "zolab.optim.Sgd"
+    assert compose.run_id(now) == folder.name
+    assert compose.write_cell(now) == folder  # what an older version wrote is this very cell
+    for path, value in ((("rule", "nesterov"), True), (("second_rule", "nesterov"), True)):
+        changed = copy.deepcopy(now)
+        changed["optimizer"][path[0]][path[1]] = value
+        assert compose.run_id(changed) != folder.name
+    _grow(monkeypatch, sgd, "loud", ("bool", option(False, help="new, without since")))
+    assert compose.run_id(compose.check(composed())) != folder.name
+    values.hints.cache_clear()
 
 
 def test_run_id_sees_sparsity() -> None:

@@ -67,13 +67,48 @@ def _check_fields(
     for name, field in fields.items():
         key = prefix + name
         value = node[name] if name in node else _default(key, field)
-        if "slot" in field.metadata:
-            checked[name] = _check_part(key, value, field.metadata["slot"], trusted)
-        elif "section" in field.metadata:
-            checked[name] = _check_fields(key + ".", value, field.metadata["section"], trusted)
-        else:
-            checked[name] = convert(key, value, field, hints(cls)[name])
+        checked[name] = _check_value(key, value, cls, field, trusted)
     return checked
+
+
+def _check_value(
+    key: str, value: Any, cls: type, field: dataclasses.Field[Any], trusted: tuple[str, ...]
+) -> Any:
+    if "slot" in field.metadata:
+        return _check_part(key, value, field.metadata["slot"], trusted)
+    if "section" in field.metadata:
+        return _check_fields(key + ".", value, field.metadata["section"], trusted)
+    return convert(key, value, field, hints(cls)[field.name])
+
+
+def without_later_keys(node: dict[str, Any], name: str, cls: type = Root) -> Any:
+    """A value of a checked section without the keys that came `since` and are at their default.
+
+    Args:
+        node: checked section.
+        name: key in it.
+        cls: dataclass of the section.
+
+    Returns:
+        `node[name]`, at all depths without those keys.
+    """
+    field = {field.name: field for field in dataclasses.fields(cls)}[name]
+    inner = field.metadata.get("section")
+    chooser = None
+    if "slot" in field.metadata:
+        chooser, classes = PARTS[field.metadata["slot"]]
+        inner = classes.get(node[name][chooser])
+    if inner is None:  # a plain value, or a class outside zolab
+        return node[name]
+    kept = {} if chooser is None else {chooser: node[name][chooser]}
+    for field in dataclasses.fields(inner):
+        value = node[name][field.name]
+        if field.metadata.get("since"):
+            default = _check_value(field.name, _default(field.name, field), inner, field, ())
+            if value == default:
+                continue
+        kept[field.name] = without_later_keys(node[name], field.name, inner)
+    return kept
 
 
 def _default(key: str, field: dataclasses.Field[Any]) -> Any:

@@ -23,6 +23,7 @@ def option(
     pattern: str | None = None,
     expected: str | None = None,
     label: bool = False,
+    since: str | None = None,
 ) -> Any:
     """Declare one config value.
 
@@ -37,6 +38,9 @@ def option(
         pattern: regular expression that a text must match as a whole.
         expected: words for an error message, where the constraint alone does not explain itself.
         label: True for a text that only names the part; it is no argument of the class built.
+        since: for a key added to a class that runs were made with: the version of zolab that
+            brought it. At its default it does not count in a cell's identity, so that those runs
+            keep their names and are continued; the default must then mean what they did.
     """
     metadata = {
         "help": help,
@@ -48,6 +52,7 @@ def option(
         "pattern": pattern,
         "expected": expected,
         "label": label,
+        "since": since,
     }
     if isinstance(default, list | dict):
         value = default
@@ -56,15 +61,18 @@ def option(
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def part(slot: str, default: dict[str, Any] | None = None, *, help: str) -> Any:
+def part(
+    slot: str, default: dict[str, Any] | None = None, *, help: str, since: str | None = None
+) -> Any:
     """Declare a nested part whose dataclass is chosen by `_target_` (or `kind`), see `PARTS`.
 
     Args:
         slot: key of `zolab.config.parts.PARTS`.
         default: plain dict used when the part is absent; None if it must be given.
         help: one sentence for the reader of the schema.
+        since: as in `option`.
     """
-    metadata = {"help": help, "slot": slot}
+    metadata = {"help": help, "slot": slot, "since": since}
     if default is None:
         return dataclasses.field(metadata=metadata)
     return dataclasses.field(default_factory=lambda: dict(default), metadata=metadata)

@@ -7,28 +7,30 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from zolab.config.check import without_later_keys
 from zolab.config.contents import contents
 
 #: Raised when the meaning of a config changes, so that old runs are not taken for new ones.
 IDENTITY_FORMAT = 1
-#: Keys of `train` that change no number of a run but how often it is looked at.
-_CADENCE = ("log_every", "checkpoint_minutes", "eval_batch_size")
+_SECTIONS = ("model", "task", "optimizer", "sparsity", "train", "seed")
+#: Where things lie and run, and how often a run is looked at: they change none of its numbers.
+_NOT_COUNTED = {
+    "model": ("device", "path"),
+    "task": ("path",),
+    "train": ("log_every", "checkpoint_minutes", "eval_batch_size"),
+}
 
 
 def identity(cell: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a checked cell that decides its numbers, without what lies behind its paths."""
-    model = {key: value for key, value in cell["model"].items() if key not in ("device", "path")}
-    task = {key: value for key, value in cell["task"].items() if key != "path"}
-    train = {key: value for key, value in cell["train"].items() if key not in _CADENCE}
-    return {
-        "format": IDENTITY_FORMAT,
-        "model": model,
-        "task": task,
-        "optimizer": cell["optimizer"],
-        "sparsity": cell["sparsity"],
-        "train": train,
-        "seed": cell["seed"],
-    }
+    """The part of a checked cell that decides its numbers, without what lies behind its paths.
+
+    Keys that a later version added (`since` in the schema) are left out while they are at their
+    default: a cell made before them has the same identity as one made now.
+    """
+    sections = {name: without_later_keys(dict(cell), name) for name in _SECTIONS}
+    for name, keys in _NOT_COUNTED.items():
+        sections[name] = {key: v for key, v in sections[name].items() if key not in keys}
+    return {"format": IDENTITY_FORMAT, **sections}
 
 
 def run_id(cell: Mapping[str, Any]) -> str:

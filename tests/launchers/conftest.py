@@ -36,6 +36,13 @@ def write_cell(cell) -> Path:
 STORE = SimpleNamespace(run_id=cell_name, write_cell=write_cell)
 
 
+def pytest_collection_modifyitems(items) -> None:
+    """All tests of the cluster in one process: two clusters at once starve on two cores."""
+    for item in items:
+        if item.get_closest_marker("slurm"):
+            item.add_marker(pytest.mark.xdist_group("slurm"))
+
+
 @pytest.fixture(autouse=True)
 def _child_path(monkeypatch):
     """Processes of cells find the checkout and the fake cell."""

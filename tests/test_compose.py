@@ -22,6 +22,7 @@ from zolab import assets, compose
 from zolab.config import PARTS, values
 from zolab.config.fields import option, part
 from zolab.errors import UserError
+from zolab.ledger import acquire
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -209,10 +210,64 @@ def test_cell_is_written_once_and_reads_back(tmp_path: Path) -> None:
     assert compose.read_cell(folder) == cell
     assert yaml.safe_load((folder / "config.yaml").read_text()) == cell
     before = (folder / "config.yaml").stat()
-    again = cell_of(f"run_root={tmp_path / 'runs'}", "optimizer.lr=1e-05", "tracking=local")
-    assert compose.write_cell(again) == folder
+    assert compose.write_cell(cell) == folder
     assert (folder / "config.yaml").stat() == before
     assert [path.name for path in folder.iterdir()] == ["config.yaml"]
+
+
+AGAIN = {
+    "tracking": {"name": "local", "wandb": False},
+    "model": {"device": "cuda:1"},
+    "train": {"log_every": 3, "checkpoint_minutes": 0.5, "eval_batch_size": 8},
+    "launcher": {"threads": 2},
+}
+
+
+def _again(cell: dict[str, Any]) -> dict[str, Any]:
+    """The same cell as a later command may want it run."""
+    changed = copy.deepcopy(cell)
+    for section, settings in AGAIN.items():
+        changed[section] |= settings
+    return compose.check(changed)
+
+
+def test_unfinished_cell_goes_on_as_the_new_command_says(tmp_path: Path) -> None:
+    cell = compose.check({**composed(), "run_root": str(tmp_path)})
+    again = _again(cell)
+    folder = compose.write_cell(cell)
+    with acquire(folder):  # the live process read its config already
+        assert compose.write_cell(again) == folder
+        assert compose.read_cell(folder) == cell
+    assert compose.write_cell(again) == folder
+    assert compose.read_cell(folder) == again != cell
+    assert [path.name for path in folder.iterdir()] == ["config.yaml"]
+
+
+def test_finished_cell_keeps_the_config_it_ran_with(tmp_path: Path) -> None:
+    cell = compose.check({**composed(), "run_root": str(tmp_path)})
+    folder = compose.write_cell(cell)
+    (folder / "result.json").write_text("{}")
+    before = (folder / "config.yaml").stat()
+    assert compose.write_cell(_again(cell)) == folder
+    assert (folder / "config.yaml").stat() == before
+
+
+def test_cell_whose_files_moved_goes_on_where_they_are(
+    data_dir: Path, model_dir: Path, tmp_path: Path
+) -> None:
+    def checked(data: Path, model: Path) -> dict[str, Any]:
+        tree = copy.deepcopy(composed())
+        tree["task"]["path"], tree["model"]["path"] = str(data), str(model)
+        return compose.check({**tree, "run_root": str(tmp_path / "runs")})
+
+    folder = compose.write_cell(checked(data_dir, model_dir))
+    data, model = data_dir.rename(tmp_path / "data2"), model_dir.rename(tmp_path / "model2")
+    assert compose.write_cell(checked(data, model)) == folder
+    stored = compose.read_cell(folder)
+    assert (stored["task"]["path"], stored["model"]["path"]) == (str(data), str(model))
+    with (data / "train.jsonl").open("a") as file:
+        file.write('{"sentence": "one more", "label": 1}\n')
+    assert compose.write_cell(checked(data, model)) != folder
 
 
 def test_many_writers_of_one_cell_leave_one_config(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,15 @@ from zolab.config import check_tree
 from zolab.config.contents import save_hashes
 from zolab.config.identity import identity, run_id
 from zolab.errors import UserError, first_line
+from zolab.ledger import find_holder
 
 
 def write_cell(cell: Mapping[str, Any]) -> Path:
-    """Make the run directory of a checked cell and write its config.yaml, once; returns the folder.
+    """Make the run directory of a checked cell and write its config.yaml; returns the folder.
 
-    An existing config of the same identity stays as it is, however the rest differs.
+    A cell that is finished or running keeps the config it runs with. That of any other one is
+    replaced, since all that can differ is where its files lie and how it is run and watched: a
+    command that goes on means what it says about those, and finds data that has moved.
 
     Raises:
         UserError: run_root is a file or cannot be written, or another cell has the same id.
@@ -33,14 +36,17 @@ def write_cell(cell: Mapping[str, Any]) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / "config.yaml").exists():
             _write_once(folder / "config.yaml", cell)
+        stored = read_cell(folder)
+        same = identity(stored) == identity(cell)
+        if same and stored != dict(cell) and _is_idle(folder):
+            _replace(folder / "config.yaml", cell)
     except (FileExistsError, NotADirectoryError):
         raise UserError(f"run_root = {str(root)!r}: {_not_a_folder(folder)} is a file") from None
     except OSError as error:
         raise UserError(f"run_root = {str(root)!r}: cannot write there: {error.strerror}") from None
     if not os.access(folder, os.W_OK) and not (folder / "result.json").exists():
         raise UserError(f"run_root = {str(root)!r}: {folder} cannot be written")
-    stored = read_cell(folder)
-    if identity(stored) != identity(cell):
+    if not same:
         raise UserError(
             f"{folder / 'config.yaml'} holds another cell with the same run id; "
             "move that run directory away or choose another run_root"
@@ -49,16 +55,34 @@ def write_cell(cell: Mapping[str, Any]) -> Path:
     return folder
 
 
+def _is_idle(folder: Path) -> bool:
+    """Whether a cell is neither finished nor held by a live process."""
+    holder = find_holder(folder)
+    return not (folder / "result.json").exists() and (holder is None or holder.stale)
+
+
 def _write_once(target: Path, cell: Mapping[str, Any]) -> None:
     """Put a complete file in place or leave an existing one alone (link fails if it exists)."""
+    with _complete(target, cell) as temp, contextlib.suppress(FileExistsError):
+        os.link(temp, target)
+
+
+def _replace(target: Path, cell: Mapping[str, Any]) -> None:
+    """Put a complete file in the place of another; a reader sees one or the other."""
+    with _complete(target, cell) as temp:
+        os.replace(temp, target)
+
+
+@contextlib.contextmanager
+def _complete(target: Path, cell: Mapping[str, Any]) -> Iterator[Path]:
+    """A temporary file beside `target` that holds the whole cell, on disk."""
     temp = target.with_name(f".{target.name}-{uuid.uuid4().hex}.tmp")
     try:
         with temp.open("x") as file:
             yaml.safe_dump(dict(cell), file, sort_keys=False, allow_unicode=True)
             file.flush()
             os.fsync(file.fileno())
-        with contextlib.suppress(FileExistsError):
-            os.link(temp, target)
+        yield temp
     finally:
         with contextlib.suppress(OSError):
             temp.unlink()

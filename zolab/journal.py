@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from zolab.config.identity import identity
 from zolab.optim import NUMERICS, StepRecord, ZeroOrder
 from zolab.tracking.local import JsonLines, read_rows
 
@@ -131,13 +132,14 @@ def make_header(
         init: hash of init.safetensors, None where all weights come from the base.
         optimizer: at step 0; None for methods without a journal.
     """
+    named = identity(cell)  # as the run id sees them: without keys that came later, at default
     header = {
         "base": base,
         "init": init,
         "steps": cell["train"]["steps"],
         "seed": cell["seed"],
-        "optimizer": cell["optimizer"],
-        "sparsity": cell["sparsity"],
+        "optimizer": named["optimizer"],
+        "sparsity": named["sparsity"],
     }
     if optimizer is None:
         return header

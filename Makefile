@@ -22,7 +22,9 @@ demo: $(VENV)/.ready
 	$(BIN)/zolab report outputs/demo/runs --out outputs/demo/report
 
 test: $(VENV)/.ready
-	$(BIN)/python -m pytest -q -n 2 --dist loadgroup $(ARGS)
+	$(BIN)/python -m pytest -q -n 2 -m "not slurm" $(ARGS)
+	# One process for the tests of the cluster: two clusters do not come up at the same time.
+	$(BIN)/python -m pytest -q -m slurm $(ARGS)
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .

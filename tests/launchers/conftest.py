@@ -36,13 +36,6 @@ def write_cell(cell) -> Path:
 STORE = SimpleNamespace(run_id=cell_name, write_cell=write_cell)
 
 
-def pytest_collection_modifyitems(items) -> None:
-    """All tests of the cluster in one process: two clusters at once starve on two cores."""
-    for item in items:
-        if item.get_closest_marker("slurm"):
-            item.add_marker(pytest.mark.xdist_group("slurm"))
-
-
 @pytest.fixture(autouse=True)
 def _child_path(monkeypatch):
     """Processes of cells find the checkout and the fake cell."""
@@ -121,8 +114,12 @@ def _which(name: str) -> str | None:
 
 
 def _free_ports(count: int) -> int:
-    """First of `count` consecutive ports nobody listens on."""
-    for first in range(21000 + os.getpid() % 5000, 60000, count):
+    """First of `count` consecutive ports nobody listens on.
+
+    Neighbouring process ids begin at ranges that do not overlap: a range that is free now may be
+    taken before the daemons bind it.
+    """
+    for first in range(21000 + os.getpid() * count % 20000, 60000, count):
         try:
             for port in range(first, first + count):
                 with socket.socket() as probe:

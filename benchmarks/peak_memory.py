@@ -114,7 +114,7 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     import torch
     from common import SHAPES, random_opt, synthetic_batches, tensor_bytes
 
-    from zolab.objectives import BatchLoss, Scorer
+    from zolab.objectives import BatchLoss, CausalScorer
     from zolab.optim.placements.modulewise import CHUNK_ELEMENTS
 
     ctypes.CDLL(None).prctl(41, 1, 0, 0, 0)  # PR_SET_THP_DISABLE: pages count one by one
@@ -123,7 +123,7 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     # Code pages, thread pools and caches of compiled kernels belong to no scheme.
     tiny = random_opt("tiny", job["dtype"], device)
     small = synthetic_batches(2, 4, 16, SHAPES["tiny"]["vocab_size"], device)
-    tiny_scorer = Scorer(tiny, pad_id=1)
+    tiny_scorer = CausalScorer(tiny, pad_id=1)
     _take({**job, "plant": False}, tiny, [BatchLoss(tiny_scorer, [batch]) for batch in small])
     del tiny, tiny_scorer, small
     gc.collect()
@@ -132,12 +132,13 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     batches = synthetic_batches(
         job["steps"], job["rows"], job["tokens"], model.config.vocab_size, device
     )
-    scorer = Scorer(model, pad_id=1)
+    scorer = CausalScorer(model, pad_id=1)
     losses = [BatchLoss(scorer, [batch]) for batch in batches]
     gc.collect()
     parameters = list(model.parameters())
     tensors = [*parameters, *model.buffers()]
-    tensors += [t for batch in batches for t in vars(batch).values()]
+    values = [v for batch in batches for v in vars(batch).values()]
+    tensors += [v for v in values if isinstance(v, torch.Tensor)]
     out = {
         "weight_bytes": tensor_bytes(parameters),
         "matrix_numel": sum(p.numel() for p in parameters if p.dim() > 1),

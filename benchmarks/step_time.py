@@ -37,7 +37,7 @@ from torch.nn import functional as F
 from zolab import assets
 from zolab.data import BatchOrder
 from zolab.models.load import load_model
-from zolab.objectives import Batch, BatchLoss, Encoder, Scorer, collate
+from zolab.objectives import Batch, BatchLoss, CausalScorer, Encoder, Scorer, collate
 from zolab.optim import (
     Dense,
     Gaussian,
@@ -100,7 +100,7 @@ def main(argv: list[str] | None = None) -> int:
         for noise in args.noise
         if name == "mezo" or noise == args.noise[0]
     ]
-    scorer = Scorer(model, pad_id=1)
+    scorer = CausalScorer(model, pad_id=1)
     limit = Turn(lambda loss: (loss(1), loss(1)), scorer, 1)
     official = Turn(OfficialStep(model), scorer, 1)
     turns = {scheme: _turn(scheme, model, scorer) for scheme in schemes}
@@ -150,7 +150,7 @@ def _turn(scheme: Scheme, model: nn.Module, scorer: Scorer) -> Turn:
     if scheme.placement == "in_place":
         model = copy.deepcopy(model)
         _drop_hooks(model)
-        scorer = Scorer(model, pad_id=1)
+        scorer = CausalScorer(model, pad_id=1)
     direction = Rademacher() if scheme.noise == "rademacher" else Gaussian(scheme.noise)
     optimizer = ZeroOrder(
         model.named_parameters(),

@@ -113,7 +113,7 @@ def test_the_official_step_moves_along_its_own_noise(load, monkeypatch):
     model = common.random_opt("tiny", "float32", torch.device("cpu"))
     before = [param.detach().clone() for param in model.parameters()]
     batches = common.synthetic_batches(1, 2, 8, 1024, torch.device("cpu"))
-    scorer = step_time.Scorer(model, pad_id=1)
+    scorer = step_time.CausalScorer(model, pad_id=1)
     step_time.OfficialStep(model)(step_time.BatchLoss(scorer, batches))
     torch.manual_seed(1)
     z = [torch.normal(0.0, 1.0, param.shape) for param in before]

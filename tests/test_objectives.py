@@ -10,7 +10,7 @@ from zolab import assets
 from zolab.data import BatchOrder
 from zolab.evaluate import calibration, evaluate
 from zolab.models.load import LoadedModel, load_model
-from zolab.objectives import BatchLoss, Encoder, Scorer, collate
+from zolab.objectives import ACCURACY, LM, BatchLoss, CausalScorer, Encoder, collate
 from zolab.tasks import Example
 
 MODEL = {
@@ -31,8 +31,8 @@ def loaded() -> LoadedModel:
 
 
 @pytest.fixture(scope="module")
-def scorer(loaded: LoadedModel) -> Scorer:
-    return Scorer(loaded.model, loaded.tokenizer.pad_token_id)
+def scorer(loaded: LoadedModel) -> CausalScorer:
+    return CausalScorer(loaded.model, loaded.tokenizer.pad_token_id)
 
 
 def plain_score(loaded: LoadedModel, prompt: str, candidate: str) -> float:
@@ -46,7 +46,7 @@ def plain_score(loaded: LoadedModel, prompt: str, candidate: str) -> float:
     return sum(log_probs[p, ids[0, p + 1]].item() for p in places) / count
 
 
-def test_scores_equal_a_plain_computation(loaded: LoadedModel, scorer: Scorer) -> None:
+def test_scores_equal_a_plain_computation(loaded: LoadedModel, scorer: CausalScorer) -> None:
     encoded = Encoder(loaded.tokenizer, 256)(EXAMPLES)
     batch = collate(encoded, 0, scorer.device)
     with torch.inference_mode():
@@ -65,7 +65,7 @@ def test_single_token_candidates_share_a_row(loaded: LoadedModel) -> None:
     assert [len(e.rows) for e in encoded] == [1, 1, 3, 1]
 
 
-def test_loss_is_cross_entropy_over_candidates(loaded: LoadedModel, scorer: Scorer) -> None:
+def test_loss_is_cross_entropy_over_candidates(loaded: LoadedModel, scorer: CausalScorer) -> None:
     encoded = Encoder(loaded.tokenizer, 256)(EXAMPLES)
     closure = BatchLoss(scorer, [collate(encoded, 0, scorer.device)])
     expected = 0.0
@@ -78,7 +78,7 @@ def test_loss_is_cross_entropy_over_candidates(loaded: LoadedModel, scorer: Scor
 
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_micro_batches_give_the_loss_of_the_batch(
-    loaded: LoadedModel, scorer: Scorer, size: int
+    loaded: LoadedModel, scorer: CausalScorer, size: int
 ) -> None:
     encoded = Encoder(loaded.tokenizer, 256)(EXAMPLES)
     whole = BatchLoss(scorer, [collate(encoded, 0, scorer.device)])
@@ -94,7 +94,7 @@ def test_micro_batches_give_the_loss_of_the_batch(
     assert torch.allclose(gradients[0], gradients[1], rtol=0, atol=1e-6)
 
 
-def test_padding_does_not_reach_a_score(loaded: LoadedModel, scorer: Scorer) -> None:
+def test_padding_does_not_reach_a_score(loaded: LoadedModel, scorer: CausalScorer) -> None:
     encoded = Encoder(loaded.tokenizer, 256)(EXAMPLES)
     with torch.inference_mode():
         together = scorer.scores(collate(encoded, 0, scorer.device))[0][3, :2]
@@ -104,7 +104,7 @@ def test_padding_does_not_reach_a_score(loaded: LoadedModel, scorer: Scorer) -> 
     assert torch.allclose(together, other_pad, rtol=0, atol=2e-5)
 
 
-def test_calibration_is_the_mean_score(loaded: LoadedModel, scorer: Scorer) -> None:
+def test_calibration_is_the_mean_score(loaded: LoadedModel, scorer: CausalScorer) -> None:
     encoded = Encoder(loaded.tokenizer, 256)([EXAMPLES[0], EXAMPLES[3]])
     bias = calibration(scorer, encoded, 1)
     rows = [[plain_score(loaded, e.prompt, c) for c in e.candidates] for e in EXAMPLES[::3]]
@@ -116,7 +116,9 @@ def test_calibration_is_the_mean_score(loaded: LoadedModel, scorer: Scorer) -> N
     assert plain.loss != calibrated.loss
 
 
-def test_embedded_zero_shot_is_what_its_card_says(loaded: LoadedModel, scorer: Scorer) -> None:
+def test_embedded_zero_shot_is_what_its_card_says(
+    loaded: LoadedModel, scorer: CausalScorer
+) -> None:
     """57.4 % raw and 75.0 % calibrated on the test split."""
     from zolab.tasks import Classification
 
@@ -124,16 +126,17 @@ def test_embedded_zero_shot_is_what_its_card_says(loaded: LoadedModel, scorer: S
     splits = task.load(assets.task_dir("uci_sent"))
     encoder = Encoder(loaded.tokenizer, loaded.max_length)
     test, train = encoder(splits["test"]), encoder(splits["train"][:200])
-    assert evaluate(scorer, test, 64).accuracy == pytest.approx(0.574, abs=0.0015)
+    assert evaluate(scorer, test, 64).metrics["accuracy"] == pytest.approx(0.574, abs=0.0015)
     bias = calibration(scorer, train, 64)
-    assert evaluate(scorer, test, 64, bias).accuracy == pytest.approx(0.750, abs=0.0015)
+    assert evaluate(scorer, test, 64, bias).metrics["accuracy"] == pytest.approx(0.750, abs=0.0015)
 
 
 def test_autocast_moves_losses_a_little(loaded: LoadedModel) -> None:
     encoded = Encoder(loaded.tokenizer, 256)(EXAMPLES)
     batch = collate(encoded, 0, torch.device("cpu"))
     losses = [
-        BatchLoss(Scorer(loaded.model, 0, dtype), [batch])(1)[0] for dtype in (None, torch.bfloat16)
+        BatchLoss(CausalScorer(loaded.model, 0, dtype), [batch])(1)[0]
+        for dtype in (None, torch.bfloat16)
     ]
     assert 0 < abs(losses[0] - losses[1]) < 0.05
 
@@ -153,3 +156,39 @@ def test_each_epoch_shows_every_example_once() -> None:
     # Batches hold similar lengths: less padding than a random order has.
     spread = [max(lengths[i] for i in b) - min(lengths[i] for i in b) for b in seen[:11]]
     assert sum(spread) / len(spread) < 4
+
+
+def test_language_model_loss_is_a_mean_over_answer_tokens(
+    loaded: LoadedModel, scorer: CausalScorer
+) -> None:
+    encoded = Encoder(loaded.tokenizer, 256)(EXAMPLES)
+    plain, count = 0.0, 0
+    for example in EXAMPLES:
+        answer = example.candidates[example.label]
+        tokens = [loaded.tokenizer(text)["input_ids"] for text in (example.prompt + answer,)]
+        extra = len(tokens[0]) - len(loaded.tokenizer(example.prompt)["input_ids"])
+        plain -= plain_score(loaded, example.prompt, answer) * extra
+        count += extra
+    assert count > len(EXAMPLES)
+    batches = [scorer.batch(encoded[:1]), scorer.batch(encoded[1:])]
+    assert BatchLoss(scorer, batches, LM)(1)[0] == pytest.approx(plain / count, abs=2e-5)
+
+
+def test_negative_accuracy_counts_every_right_candidate(
+    loaded: LoadedModel, scorer: CausalScorer
+) -> None:
+    scores = [
+        [plain_score(loaded, example.prompt, text) for text in example.candidates]
+        for example in EXAMPLES
+    ]
+    best = [max(range(len(row)), key=row.__getitem__) for row in scores]
+    wrong = [(b + 1) % len(row) for b, row in zip(best, scores, strict=True)]
+    examples = [
+        Example(EXAMPLES[0].prompt, EXAMPLES[0].candidates, best[0]),
+        Example(EXAMPLES[1].prompt, EXAMPLES[1].candidates, wrong[1]),
+        Example(EXAMPLES[2].prompt, EXAMPLES[2].candidates, wrong[2], right=(best[2], wrong[2])),
+        Example(EXAMPLES[3].prompt, EXAMPLES[3].candidates, wrong[3]),
+    ]
+    encoded = Encoder(loaded.tokenizer, 256)(examples)
+    assert BatchLoss(scorer, [scorer.batch(encoded)], ACCURACY)(2) == [-0.5, -0.5]
+    assert evaluate(scorer, encoded, 3).metrics == {"accuracy": 0.5}

@@ -10,19 +10,19 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from zolab.errors import UserError
-from zolab.objectives import Encoded, Scorer
+from zolab.objectives import Encoded, Scorer, correct
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Mean loss in nats and share answered correctly."""
+    """Mean loss in nats, and by name the share answered correctly or the mean F1, 0 to 1."""
 
     loss: float
-    accuracy: float
+    metrics: dict[str, float]
 
     def row(self, split: str) -> dict[str, float]:
         """As metrics keys."""
-        return {f"{split}/loss": self.loss, f"{split}/accuracy": self.accuracy}
+        return {f"{split}/{name}": v for name, v in {"loss": self.loss, **self.metrics}.items()}
 
 
 @torch.inference_mode()
@@ -43,13 +43,13 @@ def evaluate(
         on_batch: called after each forward, to show that the process is alive.
     """
     loss, right = 0.0, 0
-    for scores, labels in _scores(scorer, examples, batch_size):
+    for scores, batch in _scores(scorer, examples, batch_size):
         on_batch()
         if bias is not None:
             scores = scores - bias
-        loss += F.cross_entropy(scores, labels, reduction="sum").item()
-        right += int((scores.argmax(dim=1) == labels).sum())
-    return Evaluation(loss / len(examples), right / len(examples))
+        loss += F.cross_entropy(scores, batch.labels, reduction="sum").item()
+        right += int(correct(scores[None], batch).sum())
+    return Evaluation(loss / len(examples), {"accuracy": right / len(examples)})
 
 
 @torch.inference_mode()
@@ -65,9 +65,9 @@ def calibration(scorer: Scorer, examples: Sequence[Encoded], batch_size: int) ->
 
 
 def _scores(scorer: Scorer, examples: Sequence[Encoded], batch_size: int):
-    """Scores and labels, batch by batch, sorted by length so that little is padded."""
+    """Scores and their batch, batch by batch, sorted by length so that little is padded."""
     order = sorted(range(len(examples)), key=lambda i: (examples[i].length, i))
     for start in range(0, len(order), batch_size):
         part = [examples[i] for i in order[start : start + batch_size]]
         batch = scorer.batch(part)
-        yield scorer.scores(batch)[0], batch.labels
+        yield scorer.scores(batch)[0], batch

@@ -27,7 +27,7 @@ from zolab.ledger import (
     write_status,
 )
 from zolab.models.load import DTYPES, LoadedModel, load_model, save_model
-from zolab.objectives import BatchLoss, Encoded, Encoder, Scorer
+from zolab.objectives import BatchLoss, CausalScorer, Encoded, Encoder, Scorer
 from zolab.optim import NUMERICS, ZeroOrder
 from zolab.optim.selfcheck import SelfCheckError, settle_placement
 from zolab.progress import Progress
@@ -167,7 +167,7 @@ def _prepare(folder: Path, cell: dict[str, Any], claim: Claim, number: int) -> J
     total = settings["steps"]
     progress_label = folder.name[:8]
     autocast = DTYPES.get(cell["model"]["autocast"])
-    scorer = Scorer(loaded.model, _pad_id(loaded.tokenizer), autocast, loaded.max_length)
+    scorer = CausalScorer(loaded.model, _pad_id(loaded.tokenizer), autocast, loaded.max_length)
     learner = _build_learner(cell, loaded)
     metrics = Metrics(folder)
     counters, records = Counters(), []

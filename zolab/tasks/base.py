@@ -19,13 +19,21 @@ class Example:
 
     Attributes:
         prompt: text before the answer.
-        candidates: answers as they follow the prompt, leading space included.
-        label: index of the right one.
+        candidates: answers as they follow the prompt, leading space included; of a generation
+            task the one text trained on.
+        label: index of the right one, the one trained on.
+        suffix: text after the answer; only where a mask stands for it.
+        right: indices of all candidates that count as correct, where several do; empty means
+            (label,).
+        answers: gold texts of a generation task, any of which will do; empty for all others.
     """
 
     prompt: str
     candidates: tuple[str, ...]
     label: int
+    suffix: str = ""
+    right: tuple[int, ...] = ()
+    answers: tuple[str, ...] = ()
 
 
 class Task:
@@ -38,11 +46,14 @@ class Task:
         max_length: longest prompt with answer in tokens; None: what the model can take.
 
     Attributes:
-        metric: what `dev/` and `test/` report besides the loss.
+        metric: what `dev/` and `test/` report besides the loss: "accuracy" or "f1".
+        objective: what `train.objective=auto` minimises: "options" (cross-entropy over all
+            candidates' mean log-probabilities) or "lm" (the right candidate's tokens alone).
         form: what the task uses of a row; set by subclasses.
     """
 
     metric = "accuracy"
+    objective = "options"
     form: RowForm
 
     def __init__(
@@ -71,8 +82,12 @@ class Task:
 
 def fingerprint(splits: dict[str, Sequence[Example]]) -> str:
     """16 hex of sha256 over the exact examples in order, for the run record."""
-    body: Any = {
-        name: [[e.prompt, list(e.candidates), e.label] for e in rows]
-        for name, rows in sorted(splits.items())
-    }
+    body: Any = {name: [_parts(e) for e in rows] for name, rows in sorted(splits.items())}
     return hashlib.sha256(json.dumps(body).encode()).hexdigest()[:16]
+
+
+def _parts(example: Example) -> list[Any]:
+    """What makes an example; what only some tasks have is left out where it is empty."""
+    more = {"suffix": example.suffix, "right": example.right, "answers": example.answers}
+    given = {name: value for name, value in more.items() if value}
+    return [example.prompt, list(example.candidates), example.label, *([given] if given else [])]

@@ -1,0 +1,95 @@
+"""Encoded examples as tensors: rows, scored positions, and which token is looked up where."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from zolab.objectives.encode import Encoded
+
+#: Batches are padded to a multiple of this, so that few shapes occur.
+PAD_UNIT = 8
+
+
+@dataclass
+class Batch:
+    """Tensors of some examples.
+
+    Attributes:
+        input_ids: int64 (rows, tokens), padded on the right.
+        attention_mask: int64 (rows, tokens), 0 on padding; causal scoring has no use for it.
+        select: int64 (scored,), flat index row * tokens + position of each scored position.
+        entry: int64 (entries,), index into `select` of each candidate token.
+        target: int64 (entries,), the token predicted there.
+        owner: int64 (entries,), flat candidate index example * width + candidate.
+        counts: float32 (examples, width), tokens of each candidate; 0 where there is none.
+        labels: int64 (examples,), the candidate trained on.
+        right: bool (examples, width), the candidates that count as correct.
+        num_label_tokens: tokens of the candidates trained on, over all examples.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    select: Tensor
+    entry: Tensor
+    target: Tensor
+    owner: Tensor
+    counts: Tensor
+    labels: Tensor
+    right: Tensor
+    num_label_tokens: int
+
+    @property
+    def num_examples(self) -> int:
+        return len(self.labels)
+
+
+def collate(
+    encoded: Sequence[Encoded], pad_id: int, device: torch.device, limit: int | None = None
+) -> Batch:
+    """Pad and index some encoded examples; rows get no longer than `limit` by padding."""
+    length = padded(max(e.length for e in encoded), limit)
+    width = max(len(e.candidates) for e in encoded)
+    rows: list[tuple[int, ...]] = []
+    place: dict[int, int] = {}
+    entry, target, owner = [], [], []
+    counts = torch.zeros(len(encoded), width)
+    right = torch.zeros(len(encoded), width, dtype=torch.bool)
+    for i, example in enumerate(encoded):
+        base = len(rows)
+        rows.extend(example.rows)
+        right[i, list(example.right or (example.label,))] = True
+        for j, candidate in enumerate(example.candidates):
+            counts[i, j] = len(candidate.targets)
+            for position, token in zip(candidate.positions, candidate.targets, strict=True):
+                flat = (base + candidate.row) * length + position
+                entry.append(place.setdefault(flat, len(place)))
+                target.append(token)
+                owner.append(i * width + j)
+    ids = torch.full((len(rows), length), pad_id, dtype=torch.int64)
+    attention = torch.zeros_like(ids)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = torch.tensor(row)
+        attention[i, : len(row)] = 1
+    tensors = (
+        ids,
+        attention,
+        torch.tensor(list(place)),
+        torch.tensor(entry),
+        torch.tensor(target),
+        torch.tensor(owner),
+        counts,
+        torch.tensor([e.label for e in encoded]),
+        right,
+    )
+    num_label_tokens = sum(len(e.candidates[e.label].targets) for e in encoded)
+    return Batch(*(t.to(device) for t in tensors), num_label_tokens=num_label_tokens)
+
+
+def padded(longest: int, limit: int | None) -> int:
+    """`longest` up to a multiple of `PAD_UNIT`, but not beyond `limit` by padding alone."""
+    length = -(-longest // PAD_UNIT) * PAD_UNIT
+    return length if limit is None else max(longest, min(length, limit))

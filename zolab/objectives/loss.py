@@ -1,0 +1,158 @@
+"""What is minimised, and the loss of one mini-batch as a closure."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from zolab.objectives.batch import Batch
+from zolab.objectives.scorers import Scorer
+
+
+class Objective:
+    """A loss as a weighted mean over what a batch holds.
+
+    Attributes:
+        name: value of `train.objective`.
+        differentiable: whether it has a gradient.
+    """
+
+    name: str
+    differentiable = True
+
+    def terms(self, scorer: Scorer, batch: Batch, copies: int) -> Tensor:
+        """float32 (copies, examples); their sum over `weight` is the loss."""
+        raise NotImplementedError
+
+    def weight(self, batch: Batch) -> int:
+        """What the sum of the batch's terms is divided by."""
+        return batch.num_examples
+
+
+class Options(Objective):
+    """Cross-entropy over the candidates' mean log-probabilities, mean over examples, nats.
+
+    Under a mask, where a candidate is one token, this is the cross-entropy over the label words'
+    logits alone. Source: MeZO (arXiv 2305.17333), appendix E.
+    """
+
+    name = "options"
+
+    def terms(self, scorer: Scorer, batch: Batch, copies: int) -> Tensor:
+        return scorer.losses(batch, copies)
+
+
+class LanguageModel(Objective):
+    """Minus the log-probability of the right candidate's tokens, mean over all such tokens, nats.
+
+    Not a mean over examples first: a long answer counts more. Source: as `Options`.
+    """
+
+    name = "lm"
+
+    def terms(self, scorer: Scorer, batch: Batch, copies: int) -> Tensor:
+        index = batch.labels[:, None]
+        scores = scorer.scores(batch, copies).gather(2, index.expand(copies, -1, 1))
+        return -(scores * batch.counts.gather(1, index))[:, :, 0]
+
+    def weight(self, batch: Batch) -> int:
+        return batch.num_label_tokens
+
+
+class NegativeAccuracy(Objective):
+    """Minus the share of examples whose best candidate is right; has no gradient.
+
+    Source: MeZO (arXiv 2305.17333), section 3.3.
+    """
+
+    name = "accuracy"
+    differentiable = False
+
+    def terms(self, scorer: Scorer, batch: Batch, copies: int) -> Tensor:
+        return -correct(scorer.scores(batch, copies), batch).float()
+
+
+def correct(scores: Tensor, batch: Batch) -> Tensor:
+    """Whether the best candidate is right: bool (copies, examples) from (copies, examples, width).
+
+    Scores that are not a number answer nothing.
+    """
+    best = scores.argmax(dim=-1)
+    hit = batch.right.expand(len(scores), -1, -1).gather(2, best[:, :, None])[:, :, 0]
+    return hit & ~scores.isnan().any(dim=-1)
+
+
+OPTIONS, LM, ACCURACY = Options(), LanguageModel(), NegativeAccuracy()
+
+
+@dataclass
+class BatchLoss:
+    """The loss of one mini-batch as a closure, in micro-batches.
+
+    Sums of terms are added in float64 and divided by the weight of the whole batch, so the split
+    into micro-batches changes nothing but rounding inside the model.
+
+    Attributes:
+        objective: what is minimised.
+        seconds: time spent in forwards so far.
+    """
+
+    scorer: Scorer
+    batches: Sequence[Batch]
+    objective: Objective = OPTIONS
+    seconds: float = 0.0
+    _rows: tuple[int, ...] = field(default=(), repr=False)
+
+    def __call__(self, copies: int = 1) -> list[float]:
+        """Mean loss for each copy of the batch, without a graph."""
+        begin = time.perf_counter()
+        total = torch.zeros(copies, dtype=torch.float64)
+        with torch.inference_mode():
+            for batch in self.batches:
+                self._rows = (copies * len(batch.select),)
+                total += self.objective.terms(self.scorer, batch, copies).double().sum(1).cpu()
+        self.seconds += time.perf_counter() - begin
+        return (total / self.weight).tolist()
+
+    def tensors(self, copies: int = 1) -> list[Tensor]:
+        """The same as float64 tensors that keep their tangents, for forward-mode derivatives."""
+        begin = time.perf_counter()
+        parts = []
+        for batch in self.batches:
+            self._rows = (copies * len(batch.select),)
+            parts.append(self.objective.terms(self.scorer, batch, copies).double().sum(1))
+        self.seconds += time.perf_counter() - begin
+        return list((torch.stack(parts).sum(0) / self.weight).unbind())
+
+    @property
+    def compute_dtype(self) -> torch.dtype | None:
+        """Dtype of the matrix products where it is not that of the weights."""
+        return self.scorer.autocast
+
+    def leading_rows(self) -> tuple[int, ...]:
+        """Leading sizes, besides rows and tokens, that the output layer sees."""
+        return self._rows
+
+    def backward(self) -> float:
+        """Mean loss with gradients accumulated into the parameters."""
+        begin = time.perf_counter()
+        total = 0.0
+        for batch in self.batches:
+            loss = self.objective.terms(self.scorer, batch, 1).sum() / self.weight
+            loss.backward()
+            total += loss.item()
+        self.seconds += time.perf_counter() - begin
+        return total
+
+    @property
+    def weight(self) -> int:
+        """What the sum of terms is divided by."""
+        return sum(self.objective.weight(batch) for batch in self.batches)
+
+    @property
+    def num_examples(self) -> int:
+        return sum(batch.num_examples for batch in self.batches)

@@ -1,0 +1,138 @@
+"""A language model seen as a scorer of candidates.
+
+Only the positions that are scored ever reach the output layer; log-softmax and cross-entropy are
+made in float32 whatever the model's dtype.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from zolab.errors import UserError
+from zolab.objectives.batch import Batch, collate
+from zolab.objectives.encode import Encoded
+
+
+class Scorer:
+    """What both kinds of models share; see `CausalScorer` and `MaskedScorer`.
+
+    Args:
+        model: of transformers.
+        pad_id: token that fills up rows.
+        autocast: dtype of the matrix products in a forward; None for that of the weights.
+        limit: positions the model has; None if it has no limit.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        pad_id: int,
+        autocast: torch.dtype | None = None,
+        limit: int | None = None,
+    ) -> None:
+        self.model = model
+        self.limit = limit
+        self.autocast = autocast
+        self.pad_id = pad_id
+        self.device = next(model.parameters()).device
+        self._head = model.get_output_embeddings()
+        self._select: Tensor | None = None
+        if self._head is None:
+            raise UserError(f"{type(model).__name__} has no output layer to read candidates from")
+        self._head.register_forward_pre_hook(self._take_scored)
+
+    def batch(self, encoded: Sequence[Encoded]) -> Batch:
+        """Encoded examples as tensors for this model."""
+        return collate(encoded, self.pad_id, self.device, self.limit)
+
+    def scores(self, batch: Batch, copies: int = 1) -> Tensor:
+        """Mean log-probability of each candidate's tokens.
+
+        Args:
+            batch: the examples.
+            copies: the rows are repeated so many times along dimension 0 (see `Closure`).
+
+        Returns:
+            float32 (copies, examples, width), -inf where an example has fewer candidates.
+        """
+        shift = torch.arange(copies, device=self.device)[:, None] * batch.input_ids.numel()
+        logits = self.logits((batch.select + shift).view(-1), **self._inputs(batch, copies))
+        logits = logits.view(copies, len(batch.select), -1).float()
+        log_probs = F.log_softmax(logits, dim=-1)[:, batch.entry, batch.target]
+        sums = log_probs.new_zeros(copies, batch.counts.numel())
+        sums.index_add_(1, batch.owner, log_probs)
+        counts = batch.counts.view(-1)
+        scores = torch.where(counts > 0, sums / counts.clamp(min=1), -torch.inf)
+        return scores.view(copies, *batch.counts.shape)
+
+    def losses(self, batch: Batch, copies: int = 1) -> Tensor:
+        """Cross-entropy over the candidates' scores: float32 (copies, examples), nats."""
+        scores = self.scores(batch, copies)
+        labels = batch.labels.expand(copies, -1)
+        return F.cross_entropy(scores.flatten(0, 1), labels.flatten(), reduction="none").view(
+            copies, -1
+        )
+
+    def logits(self, select: Tensor, **inputs: Any) -> Tensor:
+        """One forward whose output layer sees the rows `select` of the flattened hidden states.
+
+        Args:
+            select: int64 (scored,), flat index row * tokens + position.
+            inputs: what the model is called with.
+
+        Returns:
+            Logits in the model's dtype, (scored, vocabulary).
+        """
+        return self.forward(select, **inputs).logits
+
+    def forward(self, select: Tensor, **inputs: Any) -> Any:
+        """The model's whole output of one forward, see `logits`."""
+        self._select = select
+        # The cast weights must not be kept: they are other weights the next time.
+        cast = torch.autocast(
+            self.device.type, self.autocast, self.autocast is not None, cache_enabled=False
+        )
+        try:
+            with cast:
+                return self.model(**inputs)
+        finally:
+            self._select = None
+
+    def _inputs(self, batch: Batch, copies: int) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def _take_scored(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        if self._select is None:
+            return args
+        hidden = args[0]
+        return (hidden.reshape(-1, hidden.shape[-1])[self._select], *args[1:])
+
+
+class CausalScorer(Scorer):
+    """Candidates follow their prompt.
+
+    Rows are padded on the right and attention is causal, so padding never reaches a scored
+    position and no attention mask is needed.
+    """
+
+    def _inputs(self, batch: Batch, copies: int) -> dict[str, Any]:
+        return {"input_ids": _repeat(batch.input_ids, copies), "use_cache": False}
+
+
+class MaskedScorer(Scorer):
+    """Candidates stand where the mask is; padding is hidden by an attention mask."""
+
+    def _inputs(self, batch: Batch, copies: int) -> dict[str, Any]:
+        return {
+            "input_ids": _repeat(batch.input_ids, copies),
+            "attention_mask": _repeat(batch.attention_mask, copies),
+        }
+
+
+def _repeat(rows: Tensor, copies: int) -> Tensor:
+    return rows.repeat(copies, 1) if copies > 1 else rows

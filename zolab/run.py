@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 import time
 import traceback
@@ -232,8 +233,11 @@ def _build_learner(cell: dict[str, Any], loaded: LoadedModel) -> Learner:
     from hydra.utils import get_class
 
     node, model = cell["optimizer"], loaded.model
-    if not issubclass(get_class(node["_target_"]), ZeroOrder):
-        return compose.build(node, model=model)
+    cls = get_class(node["_target_"])
+    if not issubclass(cls, ZeroOrder):
+        given = {"model": model, "seed": cell["seed"]}
+        taken = inspect.signature(cls).parameters
+        return compose.build(node, **{key: given[key] for key in given if key in taken})
     mask = compose.build(cell["sparsity"])
     optimizer = compose.build(
         node, model.named_parameters(), mask=mask, seed=cell["seed"], model=model

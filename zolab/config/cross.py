@@ -21,11 +21,27 @@ def _micro_batch(cell: Cell) -> str | None:
 
 def _mask_needs_zeroth_order(cell: Cell) -> str | None:
     target, mask = cell["optimizer"]["_target_"], cell["sparsity"]
-    baselines = ("zolab.baselines.AdamW", "zolab.baselines.ZeroShot")
-    if target in baselines and mask["_target_"] != "zolab.optim.Dense":
+    if target.startswith("zolab.baselines.") and mask["_target_"] != "zolab.optim.Dense":
         return (
             f"sparsity = {mask.get('name', mask['_target_'])}: optimizer "
             f"{cell['optimizer']['name']} has no masked form; use sparsity=none with it"
+        )
+    return None
+
+
+def _fused_backward(cell: Cell) -> str | None:
+    if cell["optimizer"]["_target_"] not in ("zolab.baselines.LOMO", "zolab.baselines.AdaLOMO"):
+        return None
+    name, micro = cell["optimizer"]["name"], cell["train"]["micro_batch_size"]
+    if micro not in (None, cell["train"]["batch_size"]):
+        return (
+            f"train.micro_batch_size = {micro}: optimizer {name} moves weights during backward and "
+            "cannot add up gradients; leave it at null"
+        )
+    if cell["model"]["dtype"] == "float16":
+        return (
+            f"model.dtype = 'float16': optimizer {name} adds lr times the gradient to weights of "
+            "that type, which loses most of it; use float32 or bfloat16"
         )
     return None
 
@@ -131,6 +147,7 @@ def _grid(cell: Cell) -> str | None:
 CROSS_CHECKS: tuple[Callable[[Cell], str | None], ...] = (
     _micro_batch,
     _mask_needs_zeroth_order,
+    _fused_backward,
     _low_rank_and_mask,
     _factor_momentum,
     _quantile,

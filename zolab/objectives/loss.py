@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -138,13 +139,15 @@ class BatchLoss:
         return self._rows
 
     def backward(self) -> float:
-        """Mean loss with gradients accumulated into the parameters."""
+        """Mean loss with gradients accumulated into the parameters, all of them if it is finite."""
         begin = time.perf_counter()
         total = 0.0
         for batch in self.batches:
             loss = self.objective.terms(self.scorer, batch, 1).sum() / self.weight
-            loss.backward()
             total += loss.item()
+            if not math.isfinite(total):
+                break  # no gradient of it is of use, and some optimizers move during backward
+            loss.backward()
         self.seconds += time.perf_counter() - begin
         return total
 

@@ -6,16 +6,25 @@ checked on a login node without importing torch; `tests/test_conf.py` compares b
 
 from __future__ import annotations
 
+from zolab.config.parts.baselines import (
+    APOLLO,
+    LOMO,
+    SGD,
+    AdaLOMO,
+    AdamW,
+    AdamWSN,
+    GaLore,
+    HiFT,
+    ZeroShot,
+)
 from zolab.config.parts.launchers import LocalLauncher, SlurmLauncher
 from zolab.config.parts.masks import Dense, LargeWeights, LayerMask, RandomMask, SmallWeights
 from zolab.config.parts.optimizers import (
-    AdamW,
     BlockWise,
     Conservative,
     ForwardGrad,
     MeZOSVRG,
     ZeroOrder,
-    ZeroShot,
 )
 from zolab.config.parts.probing import (
     Auto,
@@ -44,6 +53,13 @@ PARTS: dict[str, tuple[str, dict[str, type]]] = {
             "zolab.optim.ForwardGrad": ForwardGrad,
             "zolab.optim.BlockWise": BlockWise,
             "zolab.baselines.AdamW": AdamW,
+            "zolab.baselines.SGD": SGD,
+            "zolab.baselines.LOMO": LOMO,
+            "zolab.baselines.AdaLOMO": AdaLOMO,
+            "zolab.baselines.APOLLO": APOLLO,
+            "zolab.baselines.GaLore": GaLore,
+            "zolab.baselines.AdamWSN": AdamWSN,
+            "zolab.baselines.HiFT": HiFT,
             "zolab.baselines.ZeroShot": ZeroShot,
         },
     ),

@@ -1,4 +1,4 @@
-"""Optimizers: the composed zeroth-order one, whole methods and baselines."""
+"""Optimizers: the composed zeroth-order one and whole methods."""
 
 # `option` and `part` return dataclasses.field(): the call is the declaration.
 # ruff: noqa: RUF009
@@ -110,25 +110,3 @@ class BlockWise:
     placement: Any = part(
         "optimizer.placement", {"_target_": "auto"}, help="how perturbed losses are evaluated"
     )
-
-
-@dataclass
-class AdamW:
-    """First-order baseline: AdamW with back-propagation."""
-
-    name: str = option("adamw", help="method name in tables", label=True)
-    lr: float = option(3.0e-4, min=0, help="learning rate")
-    beta1: float = option(0.9, min=0, below=1, help="decay of the first moment")
-    beta2: float = option(0.999, min=0, below=1, help="decay of the second moment")
-    weight_decay: float = option(0.0, min=0, help="decoupled weight decay, times lr")
-
-
-@dataclass
-class ZeroShot:
-    """No training: the model as it is, raw or with calibrated label words."""
-
-    name: str = option("zero_shot", help="method name in tables", label=True)
-    calibrate: bool = option(
-        False, help="subtract each label word's mean log-probability over unlabelled rows"
-    )
-    num_calibration: int = option(200, min=1, help="training rows used to calibrate")

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import zolab.optim
-from tests.optim.test_method_laws import describe
+from tests.optim.methods import describe
 from tests.optim.tiny import lm_closure, opt
 from zolab import compose
 from zolab.config import CONF_DIR

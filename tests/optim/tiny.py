@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from types import SimpleNamespace
 
 import torch
 from torch import nn
@@ -39,16 +40,59 @@ def opt(dtype: torch.dtype = torch.float32) -> nn.Module:
     return model.to(dtype).eval()
 
 
-def lm_closure(model: nn.Module, ids: torch.Tensor | None = None):
-    """Next-token loss in float32, one per copy of the batch."""
+class _Layer(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.mix = nn.Linear(width, width)
+        self.fc1, self.fc2 = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        seen = x.cumsum(1) / torch.arange(1, x.shape[1] + 1)[:, None]
+        return x + self.fc2(self.fc1(self.norm(x + self.mix(seen))).relu())
+
+
+class SmallLM(nn.Module):
+    """A causal language model without attention and a tied head, ten times as fast as `opt`.
+
+    Its parameters are named as laws about layers, embeddings and final norms expect.
+    """
+
+    def __init__(self, width: int = 16) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(VOCAB, width)
+        self.layers = nn.ModuleList([_Layer(width), _Layer(width)])
+        self.final_layer_norm = nn.LayerNorm(width)
+        self.lm_head = nn.Linear(width, VOCAB, bias=False)
+        self.lm_head.weight = self.embed_tokens.weight
+        generator = torch.Generator().manual_seed(0)
+        for name, p in self.named_parameters():
+            if "norm" not in name:
+                nn.init.normal_(p, std=0.1 if "embed" in name else 0.25, generator=generator)
+
+    def forward(self, input_ids: torch.Tensor, use_cache: bool = False) -> SimpleNamespace:
+        x = self.embed_tokens(input_ids)
+        for layer in self.layers:
+            x = layer(x)
+        return SimpleNamespace(logits=self.lm_head(self.final_layer_norm(x)))
+
+
+def small_lm() -> nn.Module:
+    """Always the same weights."""
+    return SmallLM().eval()
+
+
+def lm_closure(model: nn.Module, ids: torch.Tensor | None = None, tensors: bool = False):
+    """Next-token loss in float32, one per copy of the batch: numbers, or tensors."""
     ids = tokens() if ids is None else ids
 
     def closure(copies: int = 1) -> list[float]:
         logits = model(input_ids=ids.repeat(copies, 1), use_cache=False).logits.float()
-        return [
-            F.cross_entropy(part[:, :-1].reshape(-1, part.shape[-1]), ids[:, 1:].reshape(-1)).item()
+        losses = [
+            F.cross_entropy(part[:, :-1].reshape(-1, part.shape[-1]), ids[:, 1:].reshape(-1))
             for part in logits.chunk(copies)
         ]
+        return losses if tensors else [loss.item() for loss in losses]
 
     return closure
 

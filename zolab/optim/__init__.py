@@ -11,20 +11,29 @@ from zolab.optim.directions import Direction, Gaussian, Rademacher
 from zolab.optim.estimators import OnePoint, OneSided, TwoSided
 from zolab.optim.low_rank import LazyLowRank, LowRank, Subspace
 from zolab.optim.masks import Dense, LargeWeights, LayerMask, RandomMask, SmallWeights
-from zolab.optim.methods import MeZO, MeZOMomentum, SparseMeZO
-from zolab.optim.methods_bench import ForwardGradient, ZOBlockWise, ZOConservative, ZOSign
-from zolab.optim.methods_low_rank import LOZO, LOZOM, SubZero
-from zolab.optim.methods_masks import LargeWeightsMeZO, LeZO, RMeZO
-from zolab.optim.methods_mezo import (
+from zolab.optim.methods import (
+    LOZO,
+    LOZOM,
     NSPSA,
     AdaZetaQueries,
+    ForwardGradient,
+    HeleneReconstructed,
+    LargeWeightsMeZO,
+    LeZO,
+    MeZO,
     MeZOAdam,
     MeZOAdamReplayed,
+    MeZOMomentum,
     MeZOMomentumReplayed,
     OnePointMeZO,
     OneSidedMeZO,
+    RMeZO,
+    SparseMeZO,
+    SubZero,
+    ZOBlockWise,
+    ZOConservative,
+    ZOSign,
 )
-from zolab.optim.methods_second_order import HeleneReconstructed
 from zolab.optim.placements import InPlace, Paired, PerLayer
 from zolab.optim.reference import Reference
 from zolab.optim.rules import Adam, FactorMomentum, Helene, Momentum, Sgd, Sign

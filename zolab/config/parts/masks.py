@@ -9,17 +9,6 @@ from dataclasses import dataclass
 
 from zolab.config.fields import option
 
-_SPARSITY = {"min": 0, "below": 1, "help": "share of each matrix's weights that is FROZEN"}
-_VECTORS = {
-    "choices": ("dense", "frozen", "masked"),
-    "help": "what 1-D tensors do: all train, none, or masked like matrices",
-}
-_THRESHOLD = {
-    "choices": ("tensor", "global"),
-    "help": "a magnitude quantile for each tensor, or one for all",
-}
-_REFRESH = {"min": 0, "help": "steps between new thresholds; 0: those of the initial weights"}
-
 
 @dataclass
 class Dense:
@@ -29,34 +18,49 @@ class Dense:
 
 
 @dataclass
-class SmallWeights:
+class _Sparse:
+    name: str = option(help="mask name in tables", label=True)
+    sparsity: float = option(
+        0.75, min=0, below=1, help="share of each matrix's weights that is FROZEN"
+    )
+    vectors: str = option(
+        "dense",
+        choices=("dense", "frozen", "masked"),
+        help="what 1-D tensors do: all train, none, or masked like matrices",
+    )
+
+
+@dataclass
+class _Magnitude(_Sparse):
+    threshold: str = option(
+        "tensor",
+        choices=("tensor", "global"),
+        help="a magnitude quantile for each tensor, or one for all",
+    )
+    refresh_every: int = option(
+        0, min=0, help="steps between new thresholds; 0: those of the initial weights"
+    )
+
+
+@dataclass
+class SmallWeights(_Magnitude):
     """Only the smallest weights of each tensor move (Sparse-MeZO)."""
 
     name: str = option("small_weights", help="mask name in tables", label=True)
-    sparsity: float = option(0.75, **_SPARSITY)
-    vectors: str = option("dense", **_VECTORS)
-    threshold: str = option("tensor", **_THRESHOLD)
-    refresh_every: int = option(0, **_REFRESH)
 
 
 @dataclass
-class LargeWeights:
+class LargeWeights(_Magnitude):
     """Only the largest weights of each tensor move (control for Sparse-MeZO)."""
 
     name: str = option("large_weights", help="mask name in tables", label=True)
-    sparsity: float = option(0.75, **_SPARSITY)
-    vectors: str = option("dense", **_VECTORS)
-    threshold: str = option("tensor", **_THRESHOLD)
-    refresh_every: int = option(0, **_REFRESH)
 
 
 @dataclass
-class RandomMask:
+class RandomMask(_Sparse):
     """A random choice of weights moves (control for Sparse-MeZO)."""
 
     name: str = option("random", help="mask name in tables", label=True)
-    sparsity: float = option(0.75, **_SPARSITY)
-    vectors: str = option("dense", **_VECTORS)
     resample: str = option(
         "run", choices=("run", "step"), help="one mask per run, or new ones as it goes on"
     )

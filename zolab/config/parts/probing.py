@@ -6,35 +6,31 @@ from dataclasses import dataclass
 
 from zolab.config.fields import option
 
-_SCHEDULE = {
-    "choices": ("constant", "linear", "power"),
-    "help": "n directions; growing to n over the run; min(beta e^alpha, n) in epoch e",
-}
+
+@dataclass
+class _Queries:
+    num_probes: int = option(1, min=1, help="directions per step (n of n-SPSA), at most")
+    schedule: str = option(
+        "constant",
+        choices=("constant", "linear", "power"),
+        help="n directions; growing to n over the run; min(beta e^alpha, n) in epoch e",
+    )
+    num_steps: int | None = option(None, min=1, help="steps of the run, for schedule=linear")
+    beta: float = option(1.0, above=0, help="factor of schedule=power")
+    alpha: float = option(0.5, min=0, help="exponent of schedule=power")
+    epoch_steps: int | None = option(None, min=1, help="steps of an epoch, for schedule=power")
 
 
 @dataclass
-class TwoSided:
+class TwoSided(_Queries):
     """Loss at theta + eps z and theta - eps z (SPSA; MeZO, Alg. 1)."""
 
-    num_probes: int = option(1, min=1, help="directions per step (n of n-SPSA), at most")
-    schedule: str = option("constant", **_SCHEDULE)
-    num_steps: int | None = option(None, min=1, help="steps of the run, for schedule=linear")
-    beta: float = option(1.0, above=0, help="factor of schedule=power")
-    alpha: float = option(0.5, min=0, help="exponent of schedule=power")
-    epoch_steps: int | None = option(None, min=1, help="steps of an epoch, for schedule=power")
-
 
 @dataclass
-class OneSided:
+class OneSided(_Queries):
     """Loss at theta + eps z, then at theta (forward differences)."""
 
-    num_probes: int = option(1, min=1, help="directions per step, at most")
     shared: bool = option(True, help="one loss at theta for all directions of a step")
-    schedule: str = option("constant", **_SCHEDULE)
-    num_steps: int | None = option(None, min=1, help="steps of the run, for schedule=linear")
-    beta: float = option(1.0, above=0, help="factor of schedule=power")
-    alpha: float = option(0.5, min=0, help="exponent of schedule=power")
-    epoch_steps: int | None = option(None, min=1, help="steps of an epoch, for schedule=power")
 
 
 @dataclass

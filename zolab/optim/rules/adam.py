@@ -8,18 +8,15 @@ import torch
 from torch import Tensor
 
 from zolab.optim.backend import Term, apply_term_
-from zolab.optim.directions import Direction
 from zolab.optim.engine import Engine, Update
-from zolab.optim.masks import Dense
 from zolab.optim.parameters import ParamInfo
 from zolab.optim.rules.gradient import Chunk, chunks, gradient, wide_dtype
-from zolab.optim.rules.history import check_replayable, check_replayable_mask, make_history
-from zolab.optim.rules.sgd import Rule
+from zolab.optim.rules.history import Replayable
 
 FORMS = ("torch", "transformers")
 
 
-class Adam(Rule):
+class Adam(Replayable):
     """MeZO-Adam (arXiv 2305.17333, section 2.2), ZO-Adam of ZO-Bench: Adam on g = Σ_j c_j z_j / n.
 
     m ← β1 m + (1-β1) g, v ← β2 v + (1-β2) g², θ ← (1-ηλ) θ - η m̂ / (√v̂ + ϵ), m̂ = m / (1-β1^t),
@@ -58,24 +55,9 @@ class Adam(Rule):
             raise ValueError(f"rule.form = {form!r}: expected one of {', '.join(FORMS)}")
         self.beta1, self.beta2, self.adam_eps = beta1, beta2, adam_eps
         self.form = form
-        self.history = history
-        self.window = window
-        self._past = make_history(history, window, max(beta1, beta2))
-        self.reach = 1 if self._past is None else self._past.window
+        super().__init__(history, window, max(beta1, beta2))
         self._moments: dict[str, tuple[Tensor, Tensor]] = {}
         self._count: dict[str, int] = {}
-
-    def check(self, direction: Direction) -> None:
-        if self._past is not None:
-            check_replayable(direction)
-
-    def check_mask(self, mask: Dense) -> None:
-        if self._past is not None:
-            check_replayable_mask(mask)
-
-    def note(self, update: Update) -> None:
-        if self._past is not None:
-            self._past.note(update)
 
     def apply_(
         self, engine: Engine, info: ParamInfo, update: Update, mask: Tensor | bool, stochastic: bool

@@ -12,6 +12,7 @@ from torch import Tensor
 from zolab.optim.directions import Direction
 from zolab.optim.engine import Update
 from zolab.optim.masks import Dense
+from zolab.optim.rules.sgd import Rule
 
 HISTORIES = ("stored", "replayed")
 #: A moment may forget a step once its weight beta**window is below this.
@@ -74,26 +75,41 @@ class History:
             )
 
 
-def make_history(history: str, window: int | None, beta: float) -> History | None:
-    """A `History` for "replayed", None for "stored"; ValueError naming what is allowed."""
-    if history not in HISTORIES:
-        raise ValueError(f"rule.history = {history!r}: expected one of {', '.join(HISTORIES)}")
-    return History(window, beta) if history == "replayed" else None
+class Replayable(Rule):
+    """A rule whose moments are stored, or made anew from the last steps.
 
+    Args:
+        history: "stored" or "replayed".
+        window: steps that replayed moments reach back; None for the fewest that count.
+        beta: decay of the slowest moment.
 
-def check_replayable(direction: Direction) -> None:
-    """Refuse directions whose old z cannot be made from their seed alone."""
-    if direction.kind is None:
-        raise ValueError(
-            f"rule.history = 'replayed': the z of a {type(direction).__name__} direction is not a "
-            "function of its seed alone, so moments cannot be made anew from seeds"
-        )
+    Raises:
+        ValueError: another history, or a window in which moments still count; and from the checks,
+            a direction or mask whose old values cannot be made again.
+    """
 
+    def __init__(self, history: str, window: int | None, beta: float) -> None:
+        if history not in HISTORIES:
+            raise ValueError(f"rule.history = {history!r}: expected one of {', '.join(HISTORIES)}")
+        self.history = history
+        self.window = window
+        self._past = History(window, beta) if history == "replayed" else None
+        self.reach = 1 if self._past is None else self._past.window
 
-def check_replayable_mask(mask: Dense) -> None:
-    """Refuse masks that may differ from step to step."""
-    if not mask.static:
-        raise ValueError(
-            f"rule.history = 'replayed': the {type(mask).__name__} mask changes as the run goes "
-            "on, and the masks of old steps are not kept"
-        )
+    def check(self, direction: Direction) -> None:
+        if self._past is not None and direction.kind is None:
+            raise ValueError(
+                f"rule.history = 'replayed': the z of a {type(direction).__name__} direction is "
+                "not a function of its seed alone, so moments cannot be made anew from seeds"
+            )
+
+    def check_mask(self, mask: Dense) -> None:
+        if self._past is not None and not mask.static:
+            raise ValueError(
+                f"rule.history = 'replayed': the {type(mask).__name__} mask changes as the run "
+                "goes on, and the masks of old steps are not kept"
+            )
+
+    def note(self, update: Update) -> None:
+        if self._past is not None:
+            self._past.note(update)

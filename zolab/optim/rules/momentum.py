@@ -6,16 +6,13 @@ import torch
 from torch import Tensor
 
 from zolab.optim.backend import Term, apply_term_
-from zolab.optim.directions import Direction
 from zolab.optim.engine import Engine, Update
-from zolab.optim.masks import Dense
 from zolab.optim.parameters import ParamInfo
 from zolab.optim.rules.gradient import chunks, gradient, wide_dtype
-from zolab.optim.rules.history import check_replayable, check_replayable_mask, make_history
-from zolab.optim.rules.sgd import Rule
+from zolab.optim.rules.history import Replayable
 
 
-class Momentum(Rule):
+class Momentum(Replayable):
     """MeZO-momentum (arXiv 2305.17333, section 2.2): m ← β m + g, θ ← (1 - ηλ) θ - η m.
 
     g = Σ_j c_j z_j / n; torch's SGD with dampening 0 does the same to an explicit gradient.
@@ -35,24 +32,9 @@ class Momentum(Rule):
         if not 0.0 <= beta < 1.0:
             raise ValueError(f"rule.beta = {beta}: expected 0 <= beta < 1")
         self.beta = beta
-        self.history = history
-        self._past = make_history(history, window, beta)
-        self.window = window
+        super().__init__(history, window, beta)
         self.stateful = self._past is None
-        self.reach = 1 if self._past is None else self._past.window
         self._m: dict[str, Tensor] = {}
-
-    def check(self, direction: Direction) -> None:
-        if self._past is not None:
-            check_replayable(direction)
-
-    def check_mask(self, mask: Dense) -> None:
-        if self._past is not None:
-            check_replayable_mask(mask)
-
-    def note(self, update: Update) -> None:
-        if self._past is not None:
-            self._past.note(update)
 
     def terms(self, update: Update, group: int, stochastic: bool) -> list[Term]:
         lr, share = update.lr[group], 1.0

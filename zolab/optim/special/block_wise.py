@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from zolab.optim.directions import Direction
 from zolab.optim.engine import Update
-from zolab.optim.estimators import Estimator
 from zolab.optim.masks import Dense, layer_of
 from zolab.optim.placements import Placement, Probe
 from zolab.optim.placements.base import Closure
-from zolab.optim.rules import Rule
 from zolab.optim.zero_order import StepRecord, ZeroOrder
 
 OUTSIDE = ("frozen", "blocks")
@@ -36,8 +33,8 @@ class BlockWise(ZeroOrder):
         outside: parameters in no layer (embeddings, final norm): "frozen", or "blocks", where each
             module among them is a block of its own. The paper's program has the latter in the
             recorded run.
-        params, lr, eps, weight_decay, estimator, direction, rule, placement, seed, model, seeds:
-            see `ZeroOrder`; the order of `params` is the order of the blocks.
+        params, lr, eps, weight_decay, options: see `ZeroOrder`; the order of `params` is the order
+            of the blocks.
 
     Raises:
         ValueError: no block, or a mask (blocks are the mask).
@@ -52,14 +49,8 @@ class BlockWise(ZeroOrder):
         *,
         coordinate: bool = True,
         outside: str = "blocks",
-        estimator: Estimator | None = None,
-        direction: Direction | None = None,
         mask: Dense | None = None,
-        rule: Rule | None = None,
-        placement: Placement | None = None,
-        seed: int = 0,
-        model: nn.Module | None = None,
-        seeds: Callable[[int, int], int] | None = None,
+        **options: Any,
     ) -> None:
         if outside not in OUTSIDE:
             raise ValueError(f"outside = {outside!r}: expected one of {', '.join(OUTSIDE)}")
@@ -67,16 +58,13 @@ class BlockWise(ZeroOrder):
             raise ValueError("sparsity: block-wise steps choose what moves, so they take no mask")
         self.coordinate, self.outside = coordinate, outside
         self.blocks: list[_Block] = []
-        parts = {"estimator": estimator, "direction": direction, "rule": rule}
-        fresh = copy.deepcopy(parts)  # before they are bound to all parameters at once
-        super().__init__(
-            params, lr, eps, weight_decay, **parts, mask=mask, placement=placement, seed=seed,
-            model=model, seeds=seeds,
-        )  # fmt: skip
+        parts = ("estimator", "direction", "rule")
+        fresh = {name: copy.deepcopy(options.get(name)) for name in parts}  # not bound yet
+        super().__init__(params, lr, eps, weight_decay, mask=mask, **options)
+        common = {"seed": self.seed, "model": self._model, "seeds": self.seed_of}
         for groups in self._split():
             own = {**copy.deepcopy(fresh), "placement": copy.copy(self._fresh)}
-            block = _Block(groups, lr, eps, **own, seed=seed, model=model, seeds=self.seed_of)
-            self.blocks.append(block)
+            self.blocks.append(_Block(groups, lr, eps, **own, **common))
 
     def use_placement(self, placement: Placement) -> None:
         self._fresh = copy.copy(placement)

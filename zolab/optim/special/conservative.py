@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
-from torch import nn
-
-from zolab.optim.directions import Direction
 from zolab.optim.engine import Update
 from zolab.optim.estimators import Estimator, OneSided, TwoSided
-from zolab.optim.masks import Dense
-from zolab.optim.placements import Placement, Probe
+from zolab.optim.placements import Probe
 from zolab.optim.placements.base import Closure
+from zolab.optim.rules import Sgd
 from zolab.optim.zero_order import StepRecord, ZeroOrder
 
 
@@ -26,7 +23,7 @@ class Conservative(ZeroOrder):
 
     Args:
         estimator: `TwoSided` or `OneSided`, one direction.
-        params, lr, eps, direction, mask, placement, seed, model, seeds: see `ZeroOrder`.
+        params, lr, eps, options: see `ZeroOrder`; a rule is not among them.
 
     Raises:
         ValueError: several directions, weight decay, or a direction with a factor of its own: the
@@ -40,21 +37,13 @@ class Conservative(ZeroOrder):
         eps: float = 1e-3,
         *,
         estimator: Estimator | None = None,
-        direction: Direction | None = None,
-        mask: Dense | None = None,
-        placement: Placement | None = None,
-        seed: int = 0,
-        model: nn.Module | None = None,
-        seeds: Callable[[int, int], int] | None = None,
+        **options: Any,
     ) -> None:
         estimator = estimator or TwoSided()
         if not isinstance(estimator, TwoSided | OneSided) or estimator.num_probes != 1:
             raise ValueError("estimator: ZO-SGD-Cons compares points along one direction, so it "
                              "takes two_sided or one_sided with num_probes = 1")  # fmt: skip
-        super().__init__(
-            params, lr, eps, estimator=estimator, direction=direction, mask=mask,
-            placement=placement, seed=seed, model=model, seeds=seeds,
-        )  # fmt: skip
+        super().__init__(params, lr, eps, estimator=estimator, rule=Sgd(), **options)
         if any(self.values("weight_decay")):
             raise ValueError("weight_decay: ZO-SGD-Cons has none, its candidates lie along z")
         if any(self.direction.gain(info.pid) != 1.0 for info in self.infos):

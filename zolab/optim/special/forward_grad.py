@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,13 +12,10 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from zolab.optim.directions import Direction
 from zolab.optim.engine import Update
 from zolab.optim.estimators import Estimate, Estimator, Point
-from zolab.optim.masks import Dense
 from zolab.optim.placements import Placement, Probe
 from zolab.optim.placements.base import Closure, apply_now, as_closure
-from zolab.optim.rules import Rule
 from zolab.optim.zero_order import StepRecord, ZeroOrder
 
 
@@ -34,9 +31,8 @@ class ForwardGrad(ZeroOrder):
     `tensors` is asked through that.
 
     Args:
-        rule: what to do with g; default `Sgd`.
-        params, lr, weight_decay, direction, mask, seed, model, seeds: see `ZeroOrder`; `model` is
-            required, and groups have no eps.
+        model: the module that owns the parameters; required.
+        params, lr, weight_decay, options: see `ZeroOrder`; there is no eps, estimator or placement.
 
     Raises:
         ValueError: no model.
@@ -48,19 +44,15 @@ class ForwardGrad(ZeroOrder):
         lr: float = 1e-6,
         weight_decay: float = 0.0,
         *,
-        direction: Direction | None = None,
-        mask: Dense | None = None,
-        rule: Rule | None = None,
-        seed: int = 0,
         model: nn.Module | None = None,
-        seeds: Callable[[int, int], int] | None = None,
+        **options: Any,
     ) -> None:
         if model is None:
             raise ValueError("forward-gradient needs model=: the modules that own the weights")
         # eps = 1 makes coefficients, slopes and derivatives the same numbers.
         super().__init__(
-            params, lr, 1.0, weight_decay, estimator=_Derivative(), direction=direction, mask=mask,
-            rule=rule, placement=Untouched(), seed=seed, model=model, seeds=seeds,
+            params, lr, 1.0, weight_decay, estimator=_Derivative(), placement=Untouched(),
+            model=model, **options,
         )  # fmt: skip
         places: dict[int, list[tuple[nn.Module, str]]] = {}
         for module in model.modules():

@@ -9,14 +9,15 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from zolab.optim.directions import Direction
 from zolab.optim.engine import Update
 from zolab.optim.estimators import TwoSided
 from zolab.optim.masks import Dense
-from zolab.optim.placements import Placement, Probe
+from zolab.optim.placements import Probe
 from zolab.optim.placements.base import Closure
+from zolab.optim.rules import Sgd
 from zolab.optim.zero_order import StepRecord, ZeroOrder
 
 
@@ -42,7 +43,8 @@ class MeZOSVRG(ZeroOrder):
         lr: η2. A schedule of it scales η1 alike.
         anchor_lr: η1.
         anchor_every: q, steps.
-        params, eps, weight_decay, direction, mask, placement, seed, model: see `ZeroOrder`.
+        params, eps, weight_decay, direction, mask, options: see `ZeroOrder`; there is no estimator,
+            and no rule but descent.
     """
 
     def __init__(
@@ -56,9 +58,7 @@ class MeZOSVRG(ZeroOrder):
         anchor_every: int = 2,
         direction: Direction | None = None,
         mask: Dense | None = None,
-        placement: Placement | None = None,
-        seed: int = 0,
-        model: nn.Module | None = None,
+        **options: Any,
     ) -> None:
         if anchor_every < 1:
             raise ValueError(f"anchor_every = {anchor_every}: expected at least 1")
@@ -75,17 +75,9 @@ class MeZOSVRG(ZeroOrder):
                 "which must still mean the same direction many steps later"
             )
         super().__init__(
-            params,
-            lr,
-            eps,
-            weight_decay,
-            estimator=TwoSided(),
-            direction=direction,
-            mask=mask,
-            placement=placement,
-            seed=seed,
-            model=model,
-        )
+            params, lr, eps, weight_decay, estimator=TwoSided(), direction=direction, mask=mask,
+            rule=Sgd(), **options,
+        )  # fmt: skip
         self.anchor_lr, self.anchor_every = anchor_lr, anchor_every
         self._ratio = anchor_lr / lr if lr > 0.0 else 0.0
         self.full_batch: Callable[[], Iterable[Closure]] | None = None

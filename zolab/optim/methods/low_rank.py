@@ -1,14 +1,12 @@
-"""Methods whose directions are low-rank; each equals its YAML (tested)."""
+"""Methods whose directions are low-rank."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import Any
 
-from zolab.optim.estimators import TwoSided
 from zolab.optim.low_rank import LazyLowRank, Subspace
-from zolab.optim.masks import Dense
-from zolab.optim.rules import FactorMomentum, Sgd
+from zolab.optim.rules import FactorMomentum
 from zolab.optim.zero_order import ZeroOrder
 
 
@@ -27,16 +25,7 @@ def SubZero(
     z by sqrt(m n) / r as the authors' code does. 2 forwards a step, state U and V: (m + n) r
     numbers a matrix, rebuilt from the seed. YAML: optimizer=subzero.
     """
-    return ZeroOrder(
-        params,
-        lr,
-        eps,
-        estimator=TwoSided(),
-        direction=Subspace(rank, refresh_every, scale),
-        mask=options.pop("mask", None) or Dense(),
-        rule=Sgd(),
-        **options,
-    )
+    return ZeroOrder(params, lr, eps, direction=Subspace(rank, refresh_every, scale), **options)
 
 
 def LOZO(
@@ -54,14 +43,7 @@ def LOZO(
     2 forwards a step, state V: n r numbers a matrix, rebuilt from the seed. YAML: optimizer=lozo.
     """
     return ZeroOrder(
-        params,
-        lr,
-        eps,
-        estimator=TwoSided(),
-        direction=LazyLowRank(rank, refresh_every, scale_by_rank),
-        mask=options.pop("mask", None) or Dense(),
-        rule=Sgd(),
-        **options,
+        params, lr, eps, direction=LazyLowRank(rank, refresh_every, scale_by_rank), **options
     )
 
 
@@ -84,9 +66,7 @@ def LOZOM(
         params,
         lr,
         eps,
-        estimator=TwoSided(),
         direction=LazyLowRank(rank, refresh_every, scale_by_rank),
-        mask=options.pop("mask", None) or Dense(),
         rule=FactorMomentum(beta),
         **options,
     )

@@ -1,13 +1,10 @@
-"""Methods with curvature or variance reduction; each equals its YAML (tested)."""
+"""Methods with curvature; MeZO-SVRG, which keeps an anchor, is a class of its own."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import Any
 
-from zolab.optim.directions import Gaussian
-from zolab.optim.estimators import TwoSided
-from zolab.optim.masks import Dense
 from zolab.optim.rules import Helene
 from zolab.optim.zero_order import ZeroOrder
 
@@ -34,9 +31,6 @@ def HeleneReconstructed(
         params,
         lr,
         eps,
-        estimator=TwoSided(),
-        direction=Gaussian(),
-        mask=options.pop("mask", None) or Dense(),
         rule=Helene(annealing, momentum, hessian, layer_clip, **(rule or {})),
         **options,
     )

@@ -1,15 +1,34 @@
-"""MeZO under masks other than Sparse-MeZO's; each equals its YAML (tested)."""
+"""MeZO on a share of the coordinates: Sparse-MeZO, its controls, gradient pruning and LeZO."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import Any
 
-from zolab.optim.directions import Gaussian
-from zolab.optim.estimators import TwoSided
-from zolab.optim.masks import LargeWeights, LayerMask, RandomMask
-from zolab.optim.rules import Sgd
+from zolab.optim.masks import LargeWeights, LayerMask, RandomMask, SmallWeights
 from zolab.optim.zero_order import ZeroOrder
+
+
+def SparseMeZO(
+    params: Iterable[Any],
+    lr: float = 1e-6,
+    eps: float = 1e-3,
+    sparsity: float = 0.75,
+    vectors: str = "dense",
+    threshold: str = "tensor",
+    refresh_every: int = 0,
+    **options: Any,
+) -> ZeroOrder:
+    """Sparse-MeZO (arXiv 2402.15751): MeZO on ẑ = m ⊙ z, m = 1 where |θ| <= h.
+
+    two_sided × gaussian × small_weights × sgd; h per tensor from θ0, `sparsity` the share frozen;
+    `threshold` and `refresh_every` choose other h, see `SmallWeights`.
+    2 forwards a step; no state with `Paired`, one bit a weight with `InPlace`.
+    YAML: optimizer=mezo sparsity=small_weights.
+    """
+    return ZeroOrder(
+        params, lr, eps, mask=SmallWeights(sparsity, vectors, threshold, refresh_every), **options
+    )
 
 
 def LeZO(
@@ -25,16 +44,7 @@ def LeZO(
     head and final norm always move (ours). 2 forwards a step, no state: the choice is a function
     of (seed, step). YAML: optimizer=mezo sparsity=layers.
     """
-    return ZeroOrder(
-        params,
-        lr,
-        eps,
-        estimator=TwoSided(),
-        direction=Gaussian(),
-        mask=LayerMask(sparsity),
-        rule=Sgd(),
-        **options,
-    )
+    return ZeroOrder(params, lr, eps, mask=LayerMask(sparsity), **options)
 
 
 def RMeZO(
@@ -55,14 +65,7 @@ def RMeZO(
     YAML: optimizer=mezo sparsity=random.
     """
     return ZeroOrder(
-        params,
-        lr,
-        eps,
-        estimator=TwoSided(),
-        direction=Gaussian(),
-        mask=RandomMask(sparsity, vectors, resample, resample_every),
-        rule=Sgd(),
-        **options,
+        params, lr, eps, mask=RandomMask(sparsity, vectors, resample, resample_every), **options
     )
 
 
@@ -83,12 +86,5 @@ def LargeWeightsMeZO(
     YAML: optimizer=mezo sparsity=large_weights.
     """
     return ZeroOrder(
-        params,
-        lr,
-        eps,
-        estimator=TwoSided(),
-        direction=Gaussian(),
-        mask=LargeWeights(sparsity, vectors, threshold, refresh_every),
-        rule=Sgd(),
-        **options,
+        params, lr, eps, mask=LargeWeights(sparsity, vectors, threshold, refresh_every), **options
     )

@@ -1,4 +1,4 @@
-"""ZO-Bench's methods (arXiv 2402.11592) as names for compositions; each equals its YAML (tested).
+"""ZO-Bench's methods (arXiv 2402.11592)
 
 Those that do not factor into parts are classes of their own: `special.conservative`,
 `special.forward_grad`, `special.block_wise`.
@@ -9,9 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from zolab.optim.directions import Gaussian
 from zolab.optim.estimators import TwoSided
-from zolab.optim.masks import Dense
 from zolab.optim.rules import Sign
 from zolab.optim.special.block_wise import BlockWise
 from zolab.optim.special.conservative import Conservative
@@ -31,17 +29,9 @@ def ZOSign(
 
     two_sided × gaussian × dense × sign. The program takes the sign of the scalar (`of="scalar"`);
     signSGD on the estimate is `of="element"`. 2n forwards a step, no state.
+    YAML: optimizer=zo_sign.
     """
-    return ZeroOrder(
-        params,
-        lr,
-        eps,
-        estimator=TwoSided(num_probes),
-        direction=options.pop("direction", None) or Gaussian(),
-        mask=options.pop("mask", None) or Dense(),
-        rule=Sign(of),
-        **options,
-    )
+    return ZeroOrder(params, lr, eps, estimator=TwoSided(num_probes), rule=Sign(of), **options)
 
 
 def ZOConservative(
@@ -50,6 +40,7 @@ def ZOConservative(
     """ZO-SGD-Cons (arXiv 2402.11592): the best of θ, θ - η c z and θ + η c z on the step's batch.
 
     special (conservative): two_sided × gaussian × dense. 5 forwards a step, no state.
+    YAML: optimizer=zo_conservative.
     """
     return Conservative(params, lr, eps, **options)
 
@@ -59,6 +50,7 @@ def ForwardGradient(params: Iterable[Any], lr: float = 1e-6, **options: Any) -> 
 
     special (forward_grad): gaussian × dense × sgd. 1 jvp a step (counted as 1 forward); state v:
     one number a weight while the pass runs, and a tangent beside each activation. Needs `model=`.
+    YAML: optimizer=forward_grad.
     """
     return ForwardGrad(params, lr, **options)
 
@@ -75,5 +67,6 @@ def ZOBlockWise(
 
     special (block_wise): two_sided × gaussian × sgd, one block perturbed at a time. `coordinate`
     moves a block before the next is probed. 2 forwards a block, no state.
+    YAML: optimizer=zo_block_wise.
     """
     return BlockWise(params, lr, eps, coordinate=coordinate, outside=outside, **options)

@@ -1,15 +1,23 @@
-"""The other forms of MeZO as names for compositions; each equals its YAML (tested)."""
+"""MeZO and the forms of it that differ in the estimator or in what is done with the estimate."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import Any
 
-from zolab.optim.directions import Gaussian
 from zolab.optim.estimators import OnePoint, OneSided, TwoSided
-from zolab.optim.masks import Dense
-from zolab.optim.rules import Adam, Momentum, Sgd
+from zolab.optim.rules import Adam, Momentum
 from zolab.optim.zero_order import ZeroOrder
+
+
+def MeZO(
+    params: Iterable[Any], lr: float = 1e-6, eps: float = 1e-3, num_probes: int = 1, **options: Any
+) -> ZeroOrder:
+    """MeZO (arXiv 2305.17333, Algorithm 1): θ ← θ - η c z, c = (L(θ+εz) - L(θ-εz)) / 2ε.
+
+    two_sided × gaussian × dense × sgd. 2n forwards a step, no state. YAML: optimizer=mezo.
+    """
+    return ZeroOrder(params, lr, eps, estimator=TwoSided(num_probes), **options)
 
 
 def NSPSA(
@@ -23,12 +31,14 @@ def NSPSA(
     """n-SPSA (arXiv 2305.17333, Definition 1 and Algorithm 2): θ ← θ - η/n Σ_j c_j z_j.
 
     two_sided (n probes) × gaussian × dense × sgd. With `num_steps` n grows linearly to
-    `num_probes`: max(1, floor(t / num_steps · n)). All directions see the step's one batch; scale η
-    with n. 2n forwards a step; state: n seeds and n scalars.
+    `num_probes`: max(1, floor(t / num_steps · n)), t from 0. All directions see the step's one
+    batch; scale η with n. 2n forwards a step; state: n seeds and n scalars.
+    YAML: optimizer=mezo_nspsa, optimizer=mezo_nspsa_linear.
     """
     schedule = "constant" if num_steps is None else "linear"
-    estimator = TwoSided(num_probes, schedule, num_steps)
-    return _compose(params, lr, eps, estimator, Sgd(), options)
+    return ZeroOrder(
+        params, lr, eps, estimator=TwoSided(num_probes, schedule, num_steps), **options
+    )
 
 
 def AdaZetaQueries(
@@ -45,10 +55,10 @@ def AdaZetaQueries(
 
     two_sided (Q_e probes, at most `num_probes`) × gaussian × dense × sgd. The schedule alone: the
     paper's tensor-train adapters are a choice of parameters. 2 Q_e forwards a step; state: Q_e
-    seeds and scalars.
+    seeds and scalars. YAML: optimizer=adazeta_queries.
     """
-    estimator = TwoSided(num_probes, "power", None, beta, alpha, epoch_steps)
-    return _compose(params, lr, eps, estimator, Sgd(), options)
+    queries = TwoSided(num_probes, "power", None, beta, alpha, epoch_steps)
+    return ZeroOrder(params, lr, eps, estimator=queries, **options)
 
 
 def OneSidedMeZO(
@@ -57,9 +67,9 @@ def OneSidedMeZO(
     """MeZO with forward differences (ZO-Bench, arXiv 2402.11592): c_j = (L(θ+εz_j) - L(θ)) / ε.
 
     one_sided × gaussian × dense × sgd. n + 1 forwards a step (L(θ) is shared); state: n seeds and
-    n scalars.
+    n scalars. YAML: optimizer=mezo_one_sided.
     """
-    return _compose(params, lr, eps, OneSided(num_probes), Sgd(), options)
+    return ZeroOrder(params, lr, eps, estimator=OneSided(num_probes), **options)
 
 
 def OnePointMeZO(
@@ -69,8 +79,20 @@ def OnePointMeZO(
 
     c_t = (L(θ_t+εz_t; B_t) - L(θ_{t-1}+εz_{t-1}; B_{t-1})) / ε; the first step only stores.
     one_point × gaussian × dense × sgd. 1 forward a step; state: the last loss.
+    YAML: optimizer=mezo_one_point.
     """
-    return _compose(params, lr, eps, OnePoint(), Sgd(), options)
+    return ZeroOrder(params, lr, eps, estimator=OnePoint(), **options)
+
+
+def MeZOMomentum(
+    params: Iterable[Any], lr: float = 1e-6, eps: float = 1e-3, beta: float = 0.9, **options: Any
+) -> ZeroOrder:
+    """MeZO with momentum (arXiv 2305.17333, section 2.2): m ← β m + c z, θ ← θ - η m.
+
+    two_sided × gaussian × dense × momentum. 2 forwards a step, state m: one float32 a weight.
+    YAML: optimizer=mezo_momentum.
+    """
+    return ZeroOrder(params, lr, eps, rule=Momentum(beta), **options)
 
 
 def MeZOMomentumReplayed(
@@ -85,8 +107,9 @@ def MeZOMomentumReplayed(
 
     two_sided × gaussian × dense × momentum (history replayed). 2 forwards a step; state: the seeds
     and scalars of the last `window` steps (default: the fewest with β^window < 1e-3).
+    YAML: optimizer=mezo_momentum_replayed.
     """
-    return _compose(params, lr, eps, TwoSided(), Momentum(beta, "replayed", window), options)
+    return ZeroOrder(params, lr, eps, rule=Momentum(beta, "replayed", window), **options)
 
 
 def MeZOAdam(
@@ -101,8 +124,9 @@ def MeZOAdam(
 
     θ ← θ - η m̂ / (√v̂ + ϵ), m ← β1 m + (1-β1) g, v ← β2 v + (1-β2) g².
     two_sided × gaussian × dense × adam. 2 forwards a step; state m and v: two float32 a weight.
+    YAML: optimizer=mezo_adam.
     """
-    return _compose(params, lr, eps, TwoSided(), Adam(beta1, beta2), options)
+    return ZeroOrder(params, lr, eps, rule=Adam(beta1, beta2), **options)
 
 
 def MeZOAdamReplayed(
@@ -119,21 +143,7 @@ def MeZOAdamReplayed(
     two_sided × gaussian × dense × adam (history replayed). 2 forwards a step; state: the seeds and
     scalars of the last `window` steps (default: the fewest with β2^window < 1e-3). Each update
     makes the noise of the whole window: β2 = 0.999 would need 6905 steps of it.
+    YAML: optimizer=mezo_adam_replayed.
     """
     rule = Adam(beta1, beta2, history="replayed", window=window)
-    return _compose(params, lr, eps, TwoSided(), rule, options)
-
-
-def _compose(
-    params: Iterable[Any], lr: float, eps: float, estimator: Any, rule: Any, options: dict[str, Any]
-) -> ZeroOrder:
-    return ZeroOrder(
-        params,
-        lr,
-        eps,
-        estimator=estimator,
-        direction=options.pop("direction", None) or Gaussian(),
-        mask=options.pop("mask", None) or Dense(),
-        rule=rule,
-        **options,
-    )
+    return ZeroOrder(params, lr, eps, rule=rule, **options)

@@ -7,6 +7,11 @@ From zolab it knows the log schema and the user-error type only.
 from __future__ import annotations
 
 #: Where a report can read from; the default first.
-SOURCES = ("local", "wandb")
+SOURCES = ("local", "wandb", "online")
+SOURCE_NAMES = {
+    "local": "run folders",
+    "wandb": "offline wandb files",
+    "online": "a wandb project",
+}
 #: Label of the method that others are compared with unless another is named.
 DEFAULT_BASELINE = "mezo"

@@ -19,7 +19,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def report(argv: Sequence[str]) -> int:
-    """Run `report RUNS --out DIR [--source local|wandb] [--baseline NAME]`.
+    """Run `report RUNS --out DIR [--source local|wandb|online] [--baseline NAME]`.
 
     Args:
         argv: the words behind the verb.
@@ -35,7 +35,9 @@ def report(argv: Sequence[str]) -> int:
         prog="zolab report",
         description="Convergence, speedup, time and memory tables from the logs of finished runs.",
     )
-    parser.add_argument("runs", metavar="RUNS", type=Path, help="folder of run folders")
+    parser.add_argument(
+        "runs", metavar="RUNS", help="folder of run folders; with --source online a wandb project"
+    )
     parser.add_argument(
         "--out", metavar="DIR", type=Path, required=True, help="where the report goes"
     )
@@ -43,7 +45,7 @@ def report(argv: Sequence[str]) -> int:
         "--source",
         choices=SOURCES,
         default=SOURCES[0],
-        help="read run folders, or the offline .wandb files alone (default: local)",
+        help="run folders, the offline .wandb files alone, or a wandb project (default: local)",
     )
     parser.add_argument(
         "--baseline",

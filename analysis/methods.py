@@ -19,37 +19,10 @@ import numpy as np
 import polars as pl
 
 from analysis import DEFAULT_BASELINE
+from analysis.curves import Curve, curves_of
 from analysis.runs import Runs, is_zero_shot
-from analysis.stats import Array
 from analysis.variants import Variant, variants, without_twins
 from zolab.errors import UserError, nearest
-from zolab.tracking.schema import AXES
-
-
-@dataclass(frozen=True)
-class Curve:
-    """The evaluations of one run.
-
-    Attributes:
-        run_id: the run.
-        seed: its seed.
-        done: whether it has its final row.
-        costs: axis name of `schema.AXES` to the cost at each evaluation, shape (num_evals,); an
-            axis that was not logged is missing.
-        dev: dev key to its value at each evaluation, shape (num_evals,), NaN where not logged.
-        test: test key to its value, empty unless done.
-        perf: time and memory of the run: "step_seconds" (median over the logged rows),
-            "forward_share" (not with back-propagation, whose two passes are timed as one),
-            "train_seconds", "peak_bytes"; what was not logged is missing.
-    """
-
-    run_id: str
-    seed: int
-    done: bool
-    costs: dict[str, Array]
-    dev: dict[str, Array]
-    test: dict[str, float]
-    perf: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -126,7 +99,7 @@ def group_runs(runs: Runs, baseline: str | None = None) -> tuple[list[Group], li
             f"{row['run_id']} ({_progress(row)})" for row in table.head(5).iter_rows(named=True)
         )
         raise UserError(f"no finished run among {table.height}: {seen}")
-    curves = _curves(runs)
+    curves = curves_of(runs)
     notes: list[str] = []
     parts: list[tuple[str, str, list[Method]]] = []
     for (model, task), rows in table.group_by(["model", "task"], maintain_order=True):
@@ -270,58 +243,3 @@ def _rank(score: float, by_accuracy: bool) -> float:
     if np.isnan(score):
         return float("inf")
     return -score if by_accuracy else score
-
-
-def _curves(runs: Runs) -> dict[str, Curve]:
-    """Every run's evaluations, from the long table."""
-    key = pl.col("key")
-    wanted = runs.metrics.filter(
-        key.is_in([*AXES, "perf/step_seconds", "perf/forward_seconds", "perf/peak_bytes"])
-        | key.str.starts_with("dev/")
-        | key.str.starts_with("test/")
-    )
-    wide = wanted.pivot(on="key", index=["run_id", "step"], values="value", sort_columns=True)
-    axes = [name for name in AXES if name in wide.columns and name != "step"]
-    dev = [name for name in wide.columns if name.startswith("dev/")]
-    test = [name for name in wide.columns if name.startswith("test/")]
-    # An evaluation row that did not log a cost has the cost of the last row before it.
-    wide = wide.sort("run_id", "step").with_columns(
-        pl.col(name).forward_fill().over("run_id").fill_null(0.0) for name in axes
-    )
-    about = {row["run_id"]: row for row in runs.runs.iter_rows(named=True)}
-    zeroth_order = set(runs.metrics.filter(key.str.starts_with("zo/"))["run_id"].unique())
-    curves = {}
-    for (run_id,), rows in wide.group_by(["run_id"], maintain_order=True):
-        row = about[str(run_id)]
-        evals = rows.filter(pl.any_horizontal(pl.col(dev).is_not_null())) if dev else rows.head(0)
-        curves[row["run_id"]] = Curve(
-            run_id=row["run_id"],
-            seed=row["seed"],
-            done=row["state"] == "done",
-            costs={"step": _floats(evals["step"])}
-            | {name: _floats(evals[name]) for name in axes if (rows[name].max() or 0.0) > 0.0},
-            dev={name: _floats(evals[name]) for name in dev if rows[name].count()},
-            test={name: float(rows[name].drop_nulls()[-1]) for name in test if rows[name].count()},
-            perf=_perf(rows, row["run_id"] in zeroth_order),
-        )
-    return curves
-
-
-def _floats(column: pl.Series) -> Array:
-    return column.cast(pl.Float64).fill_null(float("nan")).to_numpy()
-
-
-def _perf(rows: pl.DataFrame, zeroth_order: bool) -> dict[str, float]:
-    """Time and memory of one run."""
-    perf: dict[str, float] = {}
-    columns = set(rows.columns)
-    if "perf/step_seconds" in columns:
-        # The median over rows: the first rows of an attempt include warming up.
-        perf["step_seconds"] = rows["perf/step_seconds"].median()
-    if zeroth_order and {"perf/step_seconds", "perf/forward_seconds"} <= columns:
-        both = rows.drop_nulls(["perf/step_seconds", "perf/forward_seconds"])
-        perf["forward_share"] = (both["perf/forward_seconds"] / both["perf/step_seconds"]).median()
-    for name, column in (("train_seconds", "train_seconds"), ("peak_bytes", "perf/peak_bytes")):
-        if column in columns:
-            perf[name] = rows[column].max()
-    return {name: float(value) for name, value in perf.items() if value is not None}

@@ -15,7 +15,7 @@ from typing import Any
 import plotly.graph_objects as go
 import plotly.offline
 
-from analysis import plots
+from analysis import SOURCE_NAMES, plots
 from analysis.convergence import budget_table, main_table, rate_table
 from analysis.cost import cost_table
 from analysis.methods import Group
@@ -53,8 +53,7 @@ def page(groups: Sequence[Group], runs: Runs, notes: Sequence[str], colour: dict
         title=_text(f"zolab report: {title}"),
         css=_asset("page.css"),
         heading=_text(title),
-        sub=f"{done} finished of {runs.runs.height} runs, read from "
-        + ("run folders" if runs.source == "local" else "offline wandb files"),
+        sub=f"{done} finished of {runs.runs.height} runs, read from " + SOURCE_NAMES[runs.source],
         nav=f'<nav>{links}<a href="#runs">runs</a></nav>' if len(groups) > 1 else "",
         body="\n".join(blocks),
         notes=_notes(notes),
@@ -156,10 +155,10 @@ def _run_list(runs: Runs) -> str:
         and table[name].n_unique() > 1
     ]
     test = {
-        (run_id, key): value
-        for run_id, _, key, value in runs.metrics.filter(
-            runs.metrics["key"].str.starts_with("test/")
-        ).iter_rows()
+        (run_id, key): float(log[key].drop_nulls()[-1])
+        for run_id, log in runs.logs.items()
+        for key in log.columns
+        if key.startswith("test/")
     }
     headers = ("run", "method", "seed", "state", "step", "test", "config that differs")
     head = "".join(f'<th class="left">{text}</th>' for text in headers)

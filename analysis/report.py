@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from analysis import convergence, cost, plots, speedup, tables
+from analysis import SOURCE_NAMES, convergence, cost, plots, speedup, tables
 from analysis.methods import Group, group_runs
 from analysis.page import page
 from analysis.runs import Runs, read
@@ -30,16 +30,16 @@ class ReportResult:
 
 
 def build(
-    runs: Path, out: Path, *, source: str = "local", baseline: str | None = None
+    runs: Path | str, out: Path, *, source: str = "local", baseline: str | None = None
 ) -> ReportResult:
     """Read the runs and write `report.md`, the CSVs, `index.html` and the static figure.
 
     The same logs give the same bytes, and the CSVs do not depend on `source`.
 
     Args:
-        runs: folder of run folders.
+        runs: folder of run folders; for "online" a wandb project.
         out: folder for the report, made if missing; files of an earlier report are replaced.
-        source: "local" or "wandb" (the offline `.wandb` files alone).
+        source: "local", "wandb" (the offline `.wandb` files alone) or "online".
         baseline: label of the method to compare with; None means "mezo" where it was run.
 
     Raises:
@@ -105,7 +105,7 @@ def _markdown(groups: Sequence[Group], logs: Runs, notes: Sequence[str], picture
             if table is not None:
                 parts.append(tables.markdown(table))
     done = int((logs.runs["state"] == "done").sum())
-    read_from = "run folders" if logs.source == "local" else "offline wandb files"
+    read_from = SOURCE_NAMES[logs.source]
     parts.append(
         f"Read from {read_from}: {done} finished of {logs.runs.height} runs. The numbers behind "
         "every cell, with the ids of their runs: [convergence.csv](convergence.csv), "

@@ -52,7 +52,7 @@ ALLOWED = {
 HOMES = {
     "hydra": ("zolab.compose", "zolab.cli", "zolab.run", "launchers", "hydra_plugins"),
     "omegaconf": ("zolab.compose", "zolab.cli", "launchers", "hydra_plugins"),
-    "wandb": ("zolab.tracking.wandb",),
+    "wandb": ("zolab.tracking.wandb", "analysis.reading.online"),
     "transformers": ("zolab.models", "zolab.integrations"),
     "datasets": ("zolab.data",),
     "submitit": ("launchers",),

@@ -1,0 +1,1 @@
+"""Readers of logs: run folders, offline `.wandb` files, the online API; one table per run."""

@@ -34,7 +34,7 @@ from zolab.optim.methods import (
     ZOConservative,
     ZOSign,
 )
-from zolab.optim.placements import InPlace, Paired, PerLayer
+from zolab.optim.placements import InPlace, Offload, Paired, PerLayer
 from zolab.optim.reference import Reference
 from zolab.optim.rules import Adam, FactorMomentum, Helene, Momentum, Sgd, Sign
 from zolab.optim.special.block_wise import BlockWise
@@ -74,6 +74,7 @@ __all__ = [
     "MeZOMomentumReplayed",
     "MeZOSVRG",
     "Momentum",
+    "Offload",
     "OnePoint",
     "OnePointMeZO",
     "OneSided",

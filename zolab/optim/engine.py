@@ -75,9 +75,28 @@ class Engine:
 
     # -- masks -----------------------------------------------------------------------------------
 
-    def hold_mask(self, info: ParamInfo) -> None:
-        """Decide a parameter's mask from its clean weights now and keep it."""
-        self._held[info.pid] = self._compact(self.mask.keep(info, info.data, self.step))
+    def hold_mask(
+        self,
+        info: ParamInfo,
+        weight: Tensor | None = None,
+        device: torch.device | None = None,
+    ) -> None:
+        """Decide a parameter's mask from its clean weights now and keep it.
+
+        Args:
+            info: which parameter.
+            weight: its clean weights, where `info.data` is not them at the moment.
+            device: where to keep the mask; None: where the weights are.
+        """
+        held = self._compact(
+            self.mask.keep(info, info.data if weight is None else weight, self.step)
+        )
+        elsewhere = device is not None and not isinstance(held, bool)
+        self._held[info.pid] = held.to(device) if elsewhere else held
+
+    def release_mask(self, info: ParamInfo) -> None:
+        """Forget one held mask: it is decided anew when it is next needed."""
+        self._held.pop(info.pid, None)
 
     def renew_mask(self, info: ParamInfo) -> None:
         """A new step begins for this parameter and its weights are clean."""

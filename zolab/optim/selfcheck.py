@@ -83,15 +83,18 @@ def settle_placement(optimizer: ZeroOrder, closure: Closure) -> None:
     """Check the optimizer's placement on the first batch and fall back where it cannot work.
 
     `Paired` falls back to `PerLayer`, that to `InPlace` (wide weights only); a warning says why.
+    `Offload` has nothing to fall back on.
 
     Raises:
-        SelfCheckError: 16-bit weights and neither can work.
+        SelfCheckError: 16-bit weights and neither can work, or the placement cannot fall back.
     """
     if not isinstance(optimizer.placement, CleanWeights):
         return
     try:
         expected = check_reads(optimizer, closure)
     except SelfCheckError as error:
+        if not optimizer.placement.keeps_weights:
+            raise SelfCheckError(_cannot(optimizer, error)) from error
         half = {info.param.dtype for info in optimizer.infos} & {torch.bfloat16, torch.float16}
         if half:
             raise SelfCheckError(
@@ -105,8 +108,18 @@ def settle_placement(optimizer: ZeroOrder, closure: Closure) -> None:
         try:
             check_paired(optimizer, closure, expected)
         except SelfCheckError as error:
+            if not optimizer.placement.keeps_weights:
+                raise SelfCheckError(_cannot(optimizer, error)) from error
             warnings.warn(f"placement paired -> per_layer: {error}", stacklevel=2)
             optimizer.use_placement(PerLayer())
+
+
+def _cannot(optimizer: ZeroOrder, error: Exception) -> str:
+    name = optimizer.placement.name
+    return (
+        f"placement {name} cannot evaluate this model ({error}), and with its weights elsewhere "
+        "there is nothing to fall back on; placement=per_layer or in_place hold them in memory"
+    )
 
 
 def _modules(optimizer: ZeroOrder) -> ModuleWise:

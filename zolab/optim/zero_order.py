@@ -86,6 +86,9 @@ class ZeroOrder(torch.optim.Optimizer):
         >>> loss = optimizer.step(lambda copies: [loss_of(model, batch)])  # doctest: +SKIP
     """
 
+    #: Why all weights must be in the parameters between steps; None if they need not be.
+    needs_weights: str | None = None
+
     def __init__(
         self,
         params: Iterable[Any],
@@ -137,6 +140,10 @@ class ZeroOrder(torch.optim.Optimizer):
         """Evaluate and update through another placement from now on; flushes the present one."""
         if self.num_steps:
             self.flush()
+        if self.needs_weights and not placement.keeps_weights:
+            raise ValueError(f"placement {placement.name}: {self.needs_weights}; use another")
+        if hasattr(self, "placement"):
+            self.placement.unbind()
         self.placement = placement
         placement.bind(self.engine, self.rule, self._model, self.seed)
 

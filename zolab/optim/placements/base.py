@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from zolab.optim.engine import Engine, Update, half_precision
+from zolab.optim.parameters import ParamInfo
 
 if TYPE_CHECKING:
     from zolab.optim.rules import Rule
@@ -33,10 +35,13 @@ class Placement:
     Attributes:
         name: name in configs.
         needs_model: True when the modules that own the parameters must be known.
+        keeps_weights: True when the parameters hold the weights at all times (clean or perturbed);
+            False when those of the last steps may be elsewhere until `flush`.
     """
 
     name: str
     needs_model = False
+    keeps_weights = True
 
     def bind(self, engine: Engine, rule: Rule, model: nn.Module | None, seed: int) -> None:
         """Called once, before the first step."""
@@ -70,6 +75,18 @@ class Placement:
 
     def forget(self) -> None:
         """Drop whatever was deferred: the weights are, or will be, replaced."""
+
+    def unbind(self) -> None:
+        """Another placement takes over: leave nothing on the model."""
+
+    def load_weights(
+        self, params: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor]
+    ) -> None:
+        """Replace weights, by the names of `params`; whatever was deferred is dropped."""
+        self.forget()
+        with torch.no_grad():
+            for name, param in params.items():
+                param.copy_(tensors[name])
 
 
 class _Single:
@@ -108,5 +125,10 @@ def as_closure(closure: Callable) -> Closure:
 def apply_now(engine: Engine, rule: Rule, update: Update) -> None:
     """Apply an update to clean weights; 16-bit weights are rounded stochastically."""
     for info in engine.infos:
-        stochastic = half_precision(info.data)
-        rule.apply_(engine, info, engine.scaled(update, info), engine.mask_of(info), stochastic)
+        apply_to(engine, rule, info, update)
+
+
+def apply_to(engine: Engine, rule: Rule, info: ParamInfo, update: Update) -> None:
+    """The same for one parameter."""
+    stochastic = half_precision(info.data)
+    rule.apply_(engine, info, engine.scaled(update, info), engine.mask_of(info), stochastic)

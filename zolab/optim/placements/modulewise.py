@@ -49,6 +49,7 @@ class ModuleWise:
         self._own_forward: dict[int, Callable] = {}  # forwards that hooks put on a module
         self._active: set[int] = set()
         self._clean: dict[int, Tensor] = {}
+        self._poison: bool | int = False
         self._leading: tuple[int, int] | None = None
         self.extra_rows: Callable[[], Sequence[int]] = tuple
 
@@ -74,6 +75,7 @@ class ModuleWise:
         self.seed, self.eps, self._sign = seed, tuple(eps), sign
         self.entered.clear()
         self._clean = {info.pid: info.param.data for info in self.engine.infos}
+        self._poison = poison
         hook = self.model.register_forward_pre_hook(self._note_batch, with_kwargs=True)
         # accelerate puts a forward of its own on modules (mixed precision, device maps).
         self._own_forward = {
@@ -85,9 +87,7 @@ class ModuleWise:
             for _, module, own in self.owners:
                 module.forward = self._wrap(module, own, module.forward)
             for info in self.engine.infos:
-                if poison is True or (poison is not False and poison == info.pid):
-                    nan = torch.full((), torch.nan, dtype=info.data.dtype, device=info.data.device)
-                    info.param.data = nan.expand(info.data.shape)
+                self.place(info, info.data)
             yield
         finally:
             hook.remove()
@@ -95,10 +95,26 @@ class ModuleWise:
                 del module.forward
                 if id(module) in self._own_forward:
                     module.forward = self._own_forward[id(module)]
+            self._poison = False
             for info in self.engine.infos:
                 info.param.data = self._clean[info.pid]
+            self._clean = {}
             self._sign, self._leading = None, None
             self._active.clear()
+
+    @property
+    def active(self) -> bool:
+        """Whether owners compute with perturbed weights at the moment."""
+        return bool(self._clean)
+
+    def place(self, info: ParamInfo, data: Tensor) -> None:
+        """The clean weights of a parameter are in `data` from now on, also during an evaluation."""
+        if self._clean:
+            self._clean[info.pid] = data
+        info.param.data = data
+        if self._poison is True or (self._poison is not False and self._poison == info.pid):
+            nan = torch.full((), torch.nan, dtype=data.dtype, device=data.device)
+            info.param.data = nan.expand(data.shape)
 
     # -- the wrapper -----------------------------------------------------------------------------
 

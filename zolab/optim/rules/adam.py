@@ -56,6 +56,7 @@ class Adam(Replayable):
         self.beta1, self.beta2, self.adam_eps = beta1, beta2, adam_eps
         self.form = form
         super().__init__(history, window, max(beta1, beta2))
+        self.per_weight = 2 if self._past is None else 0
         self._moments: dict[str, tuple[Tensor, Tensor]] = {}
         self._count: dict[str, int] = {}
 
@@ -109,6 +110,11 @@ class Adam(Replayable):
             v.addcmul_(g, g, value=share2)
             share1, share2 = share1 * self.beta1, share2 * self.beta2
         return m, v
+
+    def shift(self, name: str, device: torch.device) -> None:
+        if name in self._moments:
+            m, v = self._moments[name]
+            self._moments[name] = (m.to(device), v.to(device))
 
     def state(self) -> dict[str, Tensor]:
         if self._past is not None:

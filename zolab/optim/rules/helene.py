@@ -82,6 +82,7 @@ class Helene(Rule):
                 raise ValueError(f"rule.{key} = {value}: expected {allowed}")
         self.annealing, self.momentum = annealing, momentum
         self.hessian, self.layer_clip = hessian, layer_clip
+        self.per_weight = int(momentum) + int(hessian)
         self.beta1, self.beta2 = beta1, beta2
         self.anneal_steps, self.hessian_every = anneal_steps, hessian_every
         self.batch_factor, self.gamma = batch_factor, gamma
@@ -129,6 +130,11 @@ class Helene(Rule):
         """Two quantiles of h by parameter, over the coordinates it has seen; a diagnostic."""
         seen = {name: h[h > 0] for name, h in self._h.items()}
         return {name: (_quantile(h, low), _quantile(h, high)) for name, h in seen.items() if len(h)}
+
+    def shift(self, name: str, device: torch.device) -> None:
+        for store in (self._m, self._h):
+            if name in store:
+                store[name] = store[name].to(device)
 
     def state(self) -> dict[str, Tensor]:
         floors = {k: torch.tensor(v, dtype=torch.float64) for k, v in self._floor.items()}

@@ -34,6 +34,7 @@ class Momentum(Replayable):
         self.beta = beta
         super().__init__(history, window, beta)
         self.stateful = self._past is None
+        self.per_weight = int(self.stateful)
         self._m: dict[str, Tensor] = {}
 
     def terms(self, update: Update, group: int, stochastic: bool) -> list[Term]:
@@ -61,6 +62,10 @@ class Momentum(Replayable):
             m = self._m[info.name][chunk.start : chunk.start + len(chunk.weight)]
             m.mul_(self.beta).add_(gradient(engine, info, update, chunk))
             apply_term_(chunk.weight, m, move, info.pid, chunk.start, chunk.mask)
+
+    def shift(self, name: str, device: torch.device) -> None:
+        if name in self._m:
+            self._m[name] = self._m[name].to(device)
 
     def state(self) -> dict[str, Tensor]:
         return dict(self._m) if self._past is None else self._past.state()

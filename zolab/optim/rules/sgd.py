@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from zolab.optim.backend import Term
@@ -18,10 +19,12 @@ class Rule:
         stateful: True when the rule keeps tensors per parameter; then `apply_` does the update
             and `terms` is not used.
         reach: how many steps' noise an update needs.
+        per_weight: float32 numbers it keeps for every weight.
     """
 
     stateful = False
     reach = 1
+    per_weight = 0
 
     def terms(self, update: Update, group: int, stochastic: bool) -> list[Term]:
         """The update as terms of a sweep, for one parameter group."""
@@ -41,6 +44,9 @@ class Rule:
 
     def note(self, update: Update) -> None:
         """Called once a step, before its update is applied to any parameter."""
+
+    def shift(self, name: str, device: torch.device) -> None:
+        """Move what is kept for every weight of a parameter to another device."""
 
     def state(self) -> dict[str, Tensor]:
         """Tensors to save, by name; empty for stateless rules."""

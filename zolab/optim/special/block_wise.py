@@ -40,6 +40,8 @@ class BlockWise(ZeroOrder):
         ValueError: no block, or a mask (blocks are the mask).
     """
 
+    needs_weights = "block-wise steps bind one to each block, and only one can move the weights"
+
     def __init__(
         self,
         params: Iterable[Any],

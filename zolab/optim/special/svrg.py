@@ -47,6 +47,8 @@ class MeZOSVRG(ZeroOrder):
             and no rule but descent.
     """
 
+    needs_weights = "MeZO-SVRG holds a second copy of the weights, the anchor, and swaps the two"
+
     def __init__(
         self,
         params: Iterable[Any],

@@ -24,7 +24,7 @@ from zolab.optim.parameters import (
     check_trainable,
     parameter_table,
 )
-from zolab.optim.placements import InPlace, Paired, Placement, Probe
+from zolab.optim.placements import Placement, Probe, default_placement
 from zolab.optim.placements.base import Closure, as_closure
 from zolab.optim.rules import Rule, Sgd
 
@@ -393,12 +393,3 @@ class ZeroOrder(torch.optim.Optimizer):
                     stacklevel=3,
                 )
                 return
-
-
-def default_placement(
-    infos: Sequence[ParamInfo], mask: Dense, model: nn.Module | None
-) -> Placement:
-    """`InPlace` for dense wide weights; `Paired` for 16-bit weights or masks, given a model."""
-    half = any(info.param.dtype in (torch.bfloat16, torch.float16) for info in infos)
-    masked = mask.sparsity > 0.0
-    return Paired() if model is not None and (half or masked) else InPlace()

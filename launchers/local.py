@@ -21,15 +21,15 @@ from submitit.local.local import LocalExecutor, LocalJob
 from launchers.display import Board, last_lines
 from launchers.job import JOBS, RUN, Cell
 from launchers.plan import Entry
+from launchers.verdict import last_seen
 from launchers.watch import Watch
 from zolab import ledger
+from zolab.process import SIGNALS_VARIABLE, STOP_SIGNALS
 
 _POLL_SECONDS = 0.1
 _GRACE_SECONDS = 3.0
 #: A cell that ends well but without a result was held by another process; it gets so many tries.
 _MAX_TRIES = 3
-#: Attempts that died by a signal, in a row, after which a cell counts as failed.
-_MAX_DEATHS = 3
 
 
 class ProcessExecutor(LocalExecutor):
@@ -85,6 +85,7 @@ class Slots:
         self.board = board
         self.function = function
         self.threads = int(config.get("threads") or 1)
+        self.signals = ",".join(config.get("stop_signals") or STOP_SIGNALS)
         self.gpus = visible_gpus()
         self.parallel = parallel_cells(config)
         self.active: dict[int, tuple[Entry, LocalJob[Any]]] = {}
@@ -126,7 +127,7 @@ class Slots:
         variables = {f"{name}_NUM_THREADS": threads for name in names}
         if self.gpus:
             variables["CUDA_VISIBLE_DEVICES"] = self.gpus[slot % len(self.gpus)]
-        return {**variables, "OMP_WAIT_POLICY": "passive"}
+        return {**variables, "OMP_WAIT_POLICY": "passive", SIGNALS_VARIABLE: self.signals}
 
     def _collect(self) -> None:
         for slot, (entry, job) in list(self.active.items()):
@@ -144,7 +145,7 @@ class Slots:
         if entry.state == "running":
             self.watch.add(entry)
             return
-        if entry.state in ("planned", "submitted", "lost") or (code < 0 and entry.state != "done"):
+        if entry.state in ("planned", "submitted", "lost"):
             if code == 0 and entry.tries < _MAX_TRIES:
                 self.todo.append(entry)
                 return
@@ -157,19 +158,16 @@ class Slots:
     def _fail(self, entry: Entry, code: int, log: Path) -> None:
         """Put on record what the process itself could not.
 
-        A cell killed from outside is continued by the next sweep; one whose attempts keep dying
-        without a word of their own is not.
+        A cell that was asked to end before it could listen is continued by the next sweep. SIGKILL
+        means that memory ran out, or that somebody meant it: trying again is for the user to say.
         """
-        killed = code < 0 and _silent_deaths(entry.run_dir) < _MAX_DEATHS
-        entry.state = "preempted" if killed else "failed"
+        name = signal.Signals(-code).name if code < 0 else ""
+        entry.state = "preempted" if name in STOP_SIGNALS else "failed"
         with contextlib.suppress(OSError):
             ledger.write_status(entry.run_dir, entry.state, log=str(log))
-        if code < 0:
-            name = signal.Signals(-code).name
-            size = ledger.read_heartbeat(entry.run_dir).get("rss_bytes")
-            held = f", last seen with {size / 2**20:.0f} MiB" if size else ""
+        if name:
             hint = " (out of memory, or killed by hand)" if name == "SIGKILL" else ""
-            entry.error = f"killed by {name}{hint}{held}"
+            entry.error = f"killed by {name}{hint}{last_seen(entry)}"
         elif code == 0:
             entry.error = "ended without a result"
         else:
@@ -213,17 +211,6 @@ class Slots:
         self.active.clear()
         with contextlib.suppress(ValueError):
             signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-def _silent_deaths(run_dir: Path) -> int:
-    """How many of the last attempts ended without an error of their own: killed from outside."""
-    attempts = [p for p in run_dir.glob("attempts/*") if p.name.isdigit()]
-    count = 0
-    for attempt in sorted(attempts, key=lambda p: int(p.name), reverse=True):
-        if (attempt / "error.txt").exists():
-            break
-        count += 1
-    return count
 
 
 def parallel_cells(config: Mapping[str, Any]) -> int:

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from submitit import SlurmExecutor
-from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from launchers import slurm_state
 from launchers.display import Board
-from launchers.job import JOBS, RUN, Cell
+from launchers.job import JOBS, RUN
 from launchers.plan import Entry
+from launchers.submission import job_name, new_record, set_array
 from launchers.watch import POLL_SECONDS, Watch
 from zolab import ledger
 from zolab.errors import UserError
+from zolab.process import SIGNALS_VARIABLE, STOP_SIGNALS
 
 _LOOK_SECONDS = 1.0
+#: Heartbeats of cells on a cluster: thousands of them meet at one file server.
+BEAT_SECONDS = 30.0
 
 
 def submit(entries: Sequence[Entry], config: Mapping[str, Any], function: str = RUN) -> list[str]:
@@ -27,7 +32,7 @@ def submit(entries: Sequence[Entry], config: Mapping[str, Any], function: str = 
     Args:
         entries: cells of one run_root; their states become `submitted`.
         config: the launcher config (partition, account, qos, gres, gpus, cpus, memory_gb,
-            time_minutes, array_parallelism, setup, signal_seconds).
+            time_minutes, array_parallelism, setup, signal_seconds, ...).
         function: what runs a cell, "module:function".
 
     Returns:
@@ -38,39 +43,54 @@ def submit(entries: Sequence[Entry], config: Mapping[str, Any], function: str = 
     """
     if not entries:
         return []
-    folder = entries[0].run_dir.parent / JOBS
-    executor = SlurmExecutor(folder)
-    executor.update_parameters(**parameters(config))
+    jobs = entries[0].run_dir.parent / JOBS
+    asked = parameters(config)
     size = slurm_state.max_array_size()
+    settings = {"function": function, "environment": environment(config)}
     arrays: list[str] = []
     for start in range(0, len(entries), size):
         chunk = entries[start : start + size]
-        kept = set(folder.glob("*.pkl"))
+        token = new_record(jobs, chunk, settings)
+        for index, entry in enumerate(chunk):
+            fields = {"job_id": None, "log": None, "submission": [token, index]}
+            ledger.write_status(entry.run_dir, "submitted", sync=False, **fields)
         try:
-            jobs = executor.submit_array([Cell(entry.run_dir, function) for entry in chunk])
-        except (FailedJobError, FailedSubmissionError) as error:
-            for path in set(folder.glob("*.pkl")) - kept:
-                path.unlink()
-            said = [line.strip() for line in str(error).splitlines() if "error" in line.lower()]
-            raise UserError(
-                f"SLURM refused {len(entries) - start} of {len(entries)} cells: "
-                f"{'; '.join(said) or error}"
-            ) from error
-        arrays.append(jobs[0].job_id.partition("_")[0])
-        for entry, job in zip(chunk, jobs, strict=True):
+            array = slurm_state.sbatch(script(jobs, token, len(chunk), asked))
+        except slurm_state.Refused as refusal:
+            message = f"SLURM refused {len(entries) - start} of {len(entries)} cells: {refusal}"
+            for entry in entries[start:]:
+                ledger.write_status(entry.run_dir, "planned", error=message, submission=None)
+            (jobs / f"{token}.json").unlink()
+            raise UserError(message) from refusal
+        set_array(jobs, token, array)
+        arrays.append(array)
+        for entry in chunk:
             entry.state = "submitted"
-            # a member that already runs has written its own status, which says more
-            if ledger.read_status(entry.run_dir).get("state") in (None, "planned", "submitted"):
-                log = str(job.paths.stdout)
-                ledger.write_status(entry.run_dir, "submitted", job_id=job.job_id, log=log)
     return arrays
+
+
+def script(jobs: Path, token: str, members: int, asked: Mapping[str, Any]) -> str:
+    """The batch script of an array. It names a folder and a token; no cell is written into it."""
+    executor = SlurmExecutor(jobs)
+    executor.update_parameters(**asked, job_name=job_name(token))
+    executor.parameters["map_count"] = members
+    parts = (sys.executable, "-u", "-m", "launchers.member", str(jobs), token)
+    return executor._make_submission_file_text(shlex.join(parts), token)
+
+
+def environment(config: Mapping[str, Any]) -> dict[str, str]:
+    """What the members of an array must know of the launcher config."""
+    signals = config.get("stop_signals") or STOP_SIGNALS
+    return {
+        ledger.BEAT_VARIABLE: str(config.get("beat_seconds") or BEAT_SECONDS),
+        SIGNALS_VARIABLE: ",".join(signals),
+    }
 
 
 def parameters(config: Mapping[str, Any]) -> dict[str, Any]:
     """The launcher config in the words of submitit; what is null is left to the cluster."""
     cpus = int(config.get("cpus") or 4)
     asked: dict[str, Any] = {
-        "job_name": "zolab",
         "time": int(config.get("time_minutes") or 60),
         "cpus_per_task": cpus,
         "array_parallelism": int(config.get("array_parallelism") or 256),
@@ -95,6 +115,27 @@ def parameters(config: Mapping[str, Any]) -> dict[str, Any]:
     if gpus:
         asked["gpus_per_node"] = int(gpus)
     return asked
+
+
+def submit_report(root: Path, arrays: Sequence[str], config: Mapping[str, Any]) -> str:
+    """Queue a job that writes `root`/report when all members of the arrays have ended, well or not.
+
+    Returns:
+        The job's id.
+
+    Raises:
+        UserError: SLURM refused it; the cells are queued all the same.
+    """
+    jobs = root / JOBS
+    asked = parameters({**config, "gpus": 0, "gres": None})
+    executor = SlurmExecutor(jobs)
+    executor.update_parameters(**asked, job_name="zolab-report", use_srun=False)
+    command = (sys.executable, "-m", "zolab", "report", str(root), "--out", str(root / "report"))
+    text = executor._make_submission_file_text(shlex.join(command), "report")
+    try:
+        return slurm_state.sbatch(text, [f"--dependency=afterany:{':'.join(arrays)}"])
+    except slurm_state.Refused as refusal:
+        raise UserError(f"launcher.report: SLURM refused the job: {refusal}") from refusal
 
 
 def follow(entries: Sequence[Entry], board: Board, poll_seconds: float = POLL_SECONDS) -> None:

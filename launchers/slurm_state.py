@@ -1,4 +1,4 @@
-"""Questions to SLURM: what became of jobs, how long an array may be, whether there are GPUs."""
+"""What is asked of SLURM, and what it is told: one function a command."""
 
 from __future__ import annotations
 
@@ -57,6 +57,71 @@ def job_states(job_ids: Iterable[str]) -> dict[str, str] | None:
         accounted = _call(["sacct", "-n", "-P", "-X", "-o", "JobID,State", "-j", arrays])
         states = {**_parse(accounted or "", rest), **states}
     return states
+
+
+def state_now(job: str) -> str | None:
+    """JobState of one job as the controller has it, None if it does not answer."""
+    match = re.search(r"\bJobState=(\w+)", _call(["scontrol", "show", "job", "-o", job]) or "")
+    return match.group(1) if match else None
+
+
+def requeue(job: str) -> bool:
+    """Put a job, or one member `A_i` of an array, back into the queue; False if refused."""
+    return _call(["scontrol", "requeue", job]) is not None
+
+
+def exit_status(job: str) -> tuple[int, int] | None:
+    """How a failed job ended: (exit status, signal), from the controller or the accounting.
+
+    The accounting may lag behind, and says 0:0 until it has caught up.
+    """
+    shown = _call(["scontrol", "show", "job", "-o", job]) or ""
+    match = re.search(r"\bExitCode=(\d+):(\d+)", shown)
+    if match is None:
+        found = _call(["sacct", "-n", "-P", "-X", "-o", "ExitCode", "-j", job]) or ""
+        match = re.search(r"(\d+):(\d+)", found)
+    return (int(match.group(1)), int(match.group(2))) if match else None
+
+
+def array_named(name: str) -> str | None:
+    """Id of the array of this name, if SLURM knows one."""
+    found = _call(["squeue", "-h", "-t", "all", "-o", "%F", "-n", name]) or ""
+    if not found.split() and shutil.which("sacct"):
+        found = _call(["sacct", "-n", "-P", "-X", "-o", "JobID", "--name", name]) or ""
+    return found.split()[0].partition("_")[0] if found.split() else None
+
+
+def cancel(jobs: Sequence[str]) -> str:
+    """scancel jobs; what SLURM said against it, empty if nothing."""
+    command = ["scancel", *jobs]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_SECONDS)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return str(error)
+    return done.stderr.strip() if done.returncode else ""
+
+
+class Refused(Exception):
+    """SLURM did not take a job; the message is its own."""
+
+
+def sbatch(script: str, options: Sequence[str] = ()) -> str:
+    """Submit a batch script; returns the job's id.
+
+    Raises:
+        Refused: with SLURM's message.
+    """
+    command = ["sbatch", "--parsable", *options]
+    try:
+        done = subprocess.run(
+            command, input=script, capture_output=True, text=True, timeout=_TIMEOUT_SECONDS
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise Refused(str(error)) from error
+    if done.returncode:
+        said = [line.strip() for line in done.stderr.splitlines() if "error" in line.lower()]
+        raise Refused("; ".join(said) or done.stderr.strip() or f"status {done.returncode}")
+    return done.stdout.strip().partition(";")[0]
 
 
 def max_array_size() -> int:

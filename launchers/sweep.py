@@ -8,12 +8,14 @@ import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TextIO
 
 from launchers import slurm_state
 from launchers.display import Board, error_table
 from launchers.job import JOBS, RUN
 from launchers.plan import DEFAULTS, Entry, Plan, Store, make_plan
+from launchers.submission import alone
 from zolab import ledger
 from zolab.errors import UserError
 
@@ -90,18 +92,52 @@ def launch(
         for entry in found.entries:
             board.note(f"  {entry.state:9s} {entry.action:5s} {entry}")
         return Outcome(found, 0)
-    _prepare(found, store)
     interrupted = False
     try:
         with _interruptible():
-            _start(found, kind, launcher, wait, board, function)
+            if kind == "local":
+                _prepare(found, store)
+            else:
+                _submit(found, options, store, launcher, board, function)
+            _follow(found, kind, launcher, wait, board, function)
     except KeyboardInterrupt:
         interrupted = True
     board.close()
     return _conclude(found, wait, interrupted, board)
 
 
-def _start(
+def _submit(
+    found: Plan,
+    options: Mapping[str, Any],
+    store: Store,
+    launcher: Mapping[str, Any],
+    board: Board,
+    function: str,
+) -> None:
+    """Queue what is to run. One launcher at a time; what another one has queued is not again."""
+    from launchers import slurm
+
+    roots = [entry.run_dir.parent for entry in found.to("run")]
+    with _refused_folders(roots), alone(roots):
+        # by their files alone: SLURM was asked a moment ago
+        cells = [entry.cell for entry in found.to("run")]
+        now = make_plan(cells, options, store=store, job_states=lambda jobs: None).entries
+        for entry, again in zip(found.to("run"), now, strict=True):
+            entry.state, entry.action, entry.error = again.state, again.action, again.error
+        _prepare(found, store)
+        if not found.to("run"):
+            return
+        arrays = slurm.submit(found.to("run"), launcher, function)
+    board.note(
+        f"submitted {len(found.to('run'))} cells as SLURM job {', '.join(arrays)}, "
+        f"output in {slurm.log_folder(found.entries)}"
+    )
+    if launcher.get("report"):
+        job = slurm.submit_report(roots[0], arrays, launcher)
+        board.note(f"their report will be made by SLURM job {job}")
+
+
+def _follow(
     found: Plan, kind: str, launcher: Mapping[str, Any], wait: bool, board: Board, function: str
 ) -> None:
     under_way = found.to("run") + found.to("wait")
@@ -111,18 +147,20 @@ def _start(
         slots = Slots(under_way, launcher, board, function)
         board.parallel = slots.parallel
         slots.run()
-        return
-    from launchers import slurm
+    elif wait:
+        from launchers import slurm
 
-    if found.to("run"):
-        arrays = slurm.submit(found.to("run"), launcher, function)
-        board.note(
-            f"submitted {len(found.to('run'))} cells as SLURM job {', '.join(arrays)}, "
-            f"output in {slurm.log_folder(found.entries)}"
-        )
-    if wait:
         board.parallel = int(launcher.get("array_parallelism") or 256)
         slurm.follow(under_way, board)
+
+
+@contextlib.contextmanager
+def _refused_folders(roots: Sequence[Path]) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        where = ", ".join(sorted({str(root) for root in roots}))
+        raise UserError(f"run_root={where}: cannot be written ({error.strerror})") from error
 
 
 def _prepare(found: Plan, store: Store) -> None:
@@ -135,13 +173,13 @@ def _prepare(found: Plan, store: Store) -> None:
         store.write_cell(entry.cell)
         if ledger.read_status(entry.run_dir).get("state") not in (None, "planned"):
             # else a process that dies before it says anything would leave the old story
-            ledger.write_status(entry.run_dir, "planned", job_id=None, log=None)
+            none = dict.fromkeys(("job_id", "log", "submission"))
+            ledger.write_status(entry.run_dir, "planned", **none)
         entry.state, entry.error = "planned", None
-    for root in {entry.run_dir.parent for entry in found.to("run")}:
-        try:
+    roots = {entry.run_dir.parent for entry in found.to("run")}
+    with _refused_folders(list(roots)):
+        for root in roots:
             (root / JOBS).mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"run_root={root}: cannot be written ({error.strerror})") from error
 
 
 def _set_aside(entry: Entry) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Callable, Iterable
 
 from launchers import slurm_state
 from launchers.plan import Entry
+from launchers.submission import Jobs, is_settling
+from launchers.verdict import bury
 from zolab import ledger
 
 JobStates = Callable[[list[str]], dict[str, str] | None]
@@ -16,7 +17,6 @@ JobStates = Callable[[list[str]], dict[str, str] | None]
 POLL_SECONDS = 30.0
 #: Result files may lag behind the scheduler on network filesystems.
 LAG_SECONDS = 10.0
-_INTERRUPTED = ("TIMEOUT", "PREEMPTED", "NODE_FAIL", "BOOT_FAIL", "DEADLINE", "REVOKED")
 
 
 def settle(entries: Iterable[Entry], job_states: JobStates | None = None) -> None:
@@ -24,15 +24,17 @@ def settle(entries: Iterable[Entry], job_states: JobStates | None = None) -> Non
 
     A cell whose job waits or runs is `submitted`; one whose job is gone without a result is
     `failed`, `cancelled`, `preempted` or `lost`, and its status is set right. If SLURM does not
-    answer, cells stay as their files say. A `submitted` cell without a job id was never submitted.
+    answer, cells stay as their files say. A `submitted` cell whose submission never reached SLURM
+    is planned again.
     """
+    known = Jobs()
     jobs: dict[str, Entry] = {}
     for entry in entries:
         if entry.state in ("submitted", "lost", "preempted"):
-            job = ledger.read_status(entry.run_dir).get("job_id")
+            job = known.of(entry)
             if job:
-                jobs[str(job)] = entry
-            elif entry.state == "submitted":
+                jobs[job] = entry
+            elif entry.state == "submitted" and not is_settling(entry):
                 entry.state = "planned"
     if not jobs or (job_states is None and not slurm_state.is_available()):
         return
@@ -42,23 +44,8 @@ def settle(entries: Iterable[Entry], job_states: JobStates | None = None) -> Non
     for job, entry in jobs.items():
         if states.get(job) in slurm_state.ACTIVE:
             entry.state = "submitted"
-        elif entry.state in ("submitted", "lost"):
-            _bury(entry, job, states.get(job))
-
-
-def _bury(entry: Entry, job: str, job_state: str | None) -> None:
-    """Record what the end of a job means for its cell."""
-    state = "lost"
-    if job_state == "CANCELLED":
-        state = "cancelled"
-    elif job_state in _INTERRUPTED:
-        state = "preempted"
-    elif job_state in ("FAILED", "OUT_OF_MEMORY"):
-        state = "failed"
-    entry.state = state
-    entry.error = f"SLURM job {job} ended without a result ({job_state or 'no longer known'})"
-    with contextlib.suppress(OSError):  # planning must work on a folder that cannot be written
-        ledger.write_status(entry.run_dir, state, error=entry.error)
+        else:
+            bury(entry, job, states.get(job))
 
 
 class Watch:
@@ -82,6 +69,7 @@ class Watch:
         self.poll_seconds = poll_seconds
         self.lag_seconds = lag_seconds
         self.job_states = job_states
+        self._known = Jobs()
         self._asked = time.monotonic()
         self._gone: dict[str, tuple[float, str | None]] = {}
 
@@ -95,15 +83,17 @@ class Watch:
         ended = []
         for entry in self.entries:
             entry.state = ledger.state_of(entry.run_dir) if entry.run_dir.is_dir() else "lost"
-            status = ledger.read_status(entry.run_dir)
             if entry.state == "running":
                 continue
-            if entry.state in ("done", "failed", "cancelled") or not status.get("job_id"):
-                entry.error = status.get("error")
+            job = self._known.of(entry)
+            settling = entry.state == "submitted" and not job and is_settling(entry)
+            if entry.state in ("done", "failed", "cancelled") or not (job or settling):
+                entry.error = ledger.read_status(entry.run_dir).get("error")
                 ended.append(entry)
             else:
                 entry.state = "submitted"
-                jobs[str(status["job_id"])] = entry
+                if job:
+                    jobs[job] = entry
         now = time.monotonic()
         if jobs and now - self._asked >= self.poll_seconds:
             self._asked = now
@@ -111,7 +101,7 @@ class Watch:
         for job, entry in jobs.items():
             since, job_state = self._gone.get(job, (now, None))
             if now - since > self.lag_seconds:
-                _bury(entry, job, job_state)
+                bury(entry, job, job_state)
                 ended.append(entry)
         self.entries = [entry for entry in self.entries if entry not in ended]
         return ended

@@ -17,6 +17,7 @@ FLOORS = {
     "zolab": 0,
     "zolab.errors": -1,
     "zolab.ledger": -1,
+    "zolab.process": -1,
     "zolab.assets": -1,
     "zolab.tracking.schema": -1,
     "zolab.config": -1,  # torch-free and hydra-free schemas

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from zolab import ledger
+from zolab.ledger import files
 
 CONTEXT = multiprocessing.get_context("fork")
 ELSEWHERE = {"token": "t", "host": "elsewhere", "machine": "elsewhere/x", "pid": 7, "start": "1"}
@@ -185,7 +186,7 @@ def test_a_lock_left_by_a_dead_thief_blocks_nobody(tmp_path):
 
 def test_a_claim_moved_by_mistake_is_put_back(tmp_path):
     claim = ledger.acquire(tmp_path)
-    assert not ledger._remove_if(tmp_path / "claim", b"what was judged stale")
+    assert not files.remove_if(tmp_path / "claim", b"what was judged stale")
     claim.check()
     assert [p.name for p in tmp_path.iterdir()] == ["claim"]
 
@@ -211,7 +212,7 @@ def test_check_is_cheap(tmp_path):
 
 def test_states(tmp_path):
     assert ledger.state_of(tmp_path) == "planned"
-    for state in ("submitted", "failed", "cancelled", "preempted"):
+    for state in ("submitted", "failed", "preempted", "cancelled"):
         ledger.write_status(tmp_path, state)
         assert ledger.state_of(tmp_path) == state
     ledger.write_status(tmp_path, "done")

@@ -237,15 +237,20 @@ def _title(cell: dict[str, Any]) -> str:
 def _train(folder: Path) -> int:
     """Run the cell of a run directory in this process and say how it ended."""
     from zolab.ledger import Busy, Fenced
+    from zolab.process import Preempted, stop_signals_caught
     from zolab.run import run_dir
 
     try:
-        result = run_dir(folder)
+        with stop_signals_caught():
+            result = run_dir(folder)
     except (UserError, KeyboardInterrupt):
         raise
     except (Busy, Fenced) as error:
         print(f"zolab: {error}", file=sys.stderr)
         return 1
+    except Preempted as stop:
+        print(f"zolab: {stop}; the same command goes on from here", file=sys.stderr)
+        return INTERRUPTED
     except Exception as error:
         print(f"zolab: run {folder.name} failed: {_last_line(error)}", file=sys.stderr)
         print(f"zolab: traceback in {_traceback_file(folder)}", file=sys.stderr)

@@ -31,6 +31,7 @@ from zolab.models.load import DTYPES, LoadedModel, load_model, save_model
 from zolab.objectives import BatchLoss, CausalScorer, Encoded, Encoder, Scorer
 from zolab.optim import NUMERICS, ZeroOrder
 from zolab.optim.selfcheck import SelfCheckError, settle_placement
+from zolab.process import Preempted, describe
 from zolab.progress import Progress
 from zolab.tasks import KINDS
 from zolab.tasks.base import fingerprint
@@ -53,6 +54,7 @@ def run_dir(path: str | Path) -> dict[str, Any]:
     Raises:
         zolab.ledger.Busy: another live process holds the cell.
         zolab.ledger.Fenced: another process took it over under way.
+        zolab.process.Preempted: it was asked to stop and did, with everything saved.
         UserError: the config, model or data cannot be used, or the disk is full.
     """
     folder = Path(path)
@@ -78,7 +80,9 @@ def _attempt(folder: Path, claim: Claim) -> dict[str, Any]:
         set_threads(cell)
         write_json(attempt_dir / "env.json", environment())
         begin = time.time()
-        job = _prepare(folder, cell, claim, number)
+        claim.beat({"step": 0, "steps": cell["train"]["steps"]}, force=True)
+        with claim.keep_alive():
+            job = _prepare(folder, cell, claim, number)
         outcome = train(job)
         result = {
             "schema": SCHEMA_VERSION,
@@ -102,6 +106,9 @@ def _attempt(folder: Path, claim: Claim) -> dict[str, Any]:
         return result
     except Fenced:
         raise  # the directory belongs to someone else: not one byte more
+    except Preempted as stop:
+        write_status(folder, "preempted", attempt=number, error=str(stop))
+        raise
     except KeyboardInterrupt:
         write_status(folder, "preempted", attempt=number, error="interrupted")
         raise
@@ -159,9 +166,7 @@ def _prepare(folder: Path, cell: dict[str, Any], claim: Claim, number: int) -> J
     if location is None:
         raise UserError(f"task.path = {cell['task']['path']!r}: no such folder")
     examples = task.load(location)
-    claim.beat({"step": 0, "steps": settings["steps"]}, force=True)
     loaded = _load_base(folder, cell)
-    claim.beat({"step": 0, "steps": settings["steps"]}, force=True)
     limit = min(task.max_length or loaded.max_length, loaded.max_length)
     encoder = Encoder(loaded.tokenizer, limit)
     splits = {name: encoder(rows) for name, rows in examples.items()}
@@ -360,7 +365,7 @@ def _pad_id(tokenizer: Any) -> int:
 def _write_error(folder: Path, attempt_dir: Path, number: int, error: BaseException) -> None:
     """Traceback beside the attempt, a line in status.json; a full disk must not hide the error."""
     text = "".join(traceback.format_exception(error))
-    line = f"{type(error).__name__}: {error}".splitlines()[0]
+    line = describe(error)
     try:
         (attempt_dir / "error.txt").write_text(text)
         write_status(folder, "failed", attempt=number, error=line)

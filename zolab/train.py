@@ -22,6 +22,7 @@ from zolab.journal import Journal, JournalRow
 from zolab.learner import Learner
 from zolab.ledger import Claim
 from zolab.objectives import PAD_UNIT, BatchLoss, Encoded, Scorer
+from zolab.process import Preempted, resident_bytes, stop_asked
 from zolab.progress import Progress
 from zolab.tracking.local import JsonLines, read_rows
 from zolab.tracking.wandb import WandbMirror
@@ -119,9 +120,11 @@ def train(job: Job) -> dict[str, Any]:
     Raises:
         UserError: the disk is full, or too many losses in a row were not finite.
         zolab.ledger.Fenced: another process took this run over.
+        zolab.process.Preempted: this process was asked to stop; everything is saved.
     """
     loop = _Loop(job)
     loop.catch_up()
+    loop.stop_if_asked()
     while loop.step < loop.total:
         loop.take_step()
     return loop.finish()
@@ -140,8 +143,9 @@ class _Loop:
         rows = [row for step, row in job.metrics.rows.items() if step <= self.step]
         self.train_seconds = self._seconds_so_far(rows)
         self._since = {"steps": 0, "seconds": 0.0, "forward": 0.0}
-        self._saved = time.monotonic()
+        self._saved, self._saved_step = time.monotonic(), self.step
         self._last_loss: float | None = None
+        self._evaluated: dict[str, float] = {}
         self.best: tuple[float, int] | None = None
         for row in sorted(rows, key=lambda row: row["step"]):
             self._consider(row)
@@ -181,7 +185,7 @@ class _Loop:
         learner.step(closure)
         record = learner.last
         if job.journal is not None:
-            job.claim.check()
+            job.claim.glance()
             job.journal.append(record)
         job.counters.add(record.num_forwards, closure.num_examples, record.coefficients)
         seconds = time.perf_counter() - begin
@@ -197,6 +201,7 @@ class _Loop:
                 f"were not finite, the last at step {step}; try a lower optimizer.lr"
             )
         self._row_if_due(JournalRow.of(record))
+        self.stop_if_asked()
         self._checkpoint_if_due()
 
     def finish(self) -> dict[str, Any]:
@@ -253,6 +258,7 @@ class _Loop:
         self.job.claim.check()
         self.job.metrics.write(row)
         if evaluated:
+            self._evaluated = {k: v for k, v in row.items() if k.startswith("dev/")}
             self.job.progress.evaluated(step, row)
 
     def _sums(self) -> dict[str, Any]:
@@ -293,7 +299,7 @@ class _Loop:
     def _evaluate(self, split: str) -> dict[str, float]:
         size = self.job.settings["eval_batch_size"]
         examples = self.job.splits[split]
-        return evaluate(self.job.scorer, examples, size, self.bias, self._beat).row(split)
+        return evaluate(self.job.scorer, examples, size, self.bias, self._between).row(split)
 
     def _test(self) -> dict[str, float]:
         """Test is read once, at the best dev point; the model then holds those weights."""
@@ -341,6 +347,16 @@ class _Loop:
         for base, group in zip(self.base_lr, self.job.learner.param_groups, strict=True):
             group["lr"] = base * self._factor(step)
 
+    def _between(self) -> None:
+        """Between two batches of an evaluation, where the weights are clean.
+
+        Without a journal the row of this step must be written first: a resume could not know its
+        loss.
+        """
+        self._beat()
+        if self.job.learner.journaled:
+            self.stop_if_asked()
+
     def _beat(self, loss: float | None = None) -> None:
         """Renew the lease and tell how far we are; without a loss, with the last one."""
         step, progress = self.step, self.job.progress
@@ -352,7 +368,8 @@ class _Loop:
                 "loss": self._last_loss,
                 "forwards_per_second": progress.rate(),
                 "eta_seconds": progress.eta(step),
-                "rss_bytes": peak_bytes(torch.device("cpu")),
+                "rss_bytes": resident_bytes() or peak_bytes(torch.device("cpu")),
+                "metrics": self._evaluated,
             }
         )
 
@@ -360,11 +377,23 @@ class _Loop:
         minutes = self.job.settings["checkpoint_minutes"]
         if time.monotonic() - self._saved < 60 * minutes or self.step >= self.total:
             return
+        self._checkpoint()
+
+    def stop_if_asked(self) -> None:
+        """Save and leave, at the boundary between two steps and nowhere else."""
+        reason = stop_asked()
+        if reason is None or self.step >= self.total:
+            return  # what is left after the last step is little, and its row holds the result
+        if self.step != self._saved_step:
+            self._checkpoint()
+        raise Preempted(f"stopped by {reason} after step {self.step} of {self.total}")
+
+    def _checkpoint(self) -> None:
         self.job.learner.flush()
         self.job.claim.check()
         extra = {"step": self.step, "counters": asdict(self.job.counters)}
         self.job.checkpoints.save(self.job.scorer.model, self.job.learner.tensors(), extra)
-        self._saved = time.monotonic()
+        self._saved, self._saved_step = time.monotonic(), self.step
 
 
 def peak_bytes(device: torch.device) -> int:

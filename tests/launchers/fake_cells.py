@@ -9,7 +9,29 @@ import sys
 import time
 from pathlib import Path
 
-from zolab import ledger
+from zolab import ledger, process
+
+STEP_SECONDS = 0.1
+
+
+def _steps(folder: Path, claim: ledger.Claim, total: int) -> None:
+    """Append one line a step, from where the last attempt got; stop between two when asked."""
+    done = steps_of(folder)
+    with open(folder / "steps", "a") as file:
+        for step in range(len(done) + 1, total + 1):
+            time.sleep(STEP_SECONDS)
+            claim.check()
+            print(step, file=file, flush=True)
+            claim.beat({"step": step, "steps": total, "rss_bytes": 64 << 20})
+            if reason := process.stop_asked():
+                ledger.write_status(folder, "preempted", error=f"stopped by {reason}")
+                raise process.Preempted(f"stopped by {reason} after step {step}")
+
+
+def steps_of(folder: Path) -> list[int]:
+    """The steps a cell took, in order."""
+    file = folder / "steps"
+    return [int(line) for line in file.read_text().split()] if file.exists() else []
 
 
 def run(run_dir: str) -> None:
@@ -27,7 +49,10 @@ def run(run_dir: str) -> None:
         for key in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "CUDA_VISIBLE_DEVICES"):
             print(f"{key}={os.environ.get(key)}")
         sys.stdout.flush()
-        time.sleep(cell.get("seconds", 0.0))
+        if cell["do"] == "steps":
+            _steps(folder, claim, round(cell["seconds"] / STEP_SECONDS))
+        else:
+            time.sleep(cell.get("seconds", 0.0))
         marker = folder / "was_here"
         first = not marker.exists()
         marker.touch()
@@ -35,6 +60,10 @@ def run(run_dir: str) -> None:
             (attempt / "error.txt").write_text("Traceback\nValueError: told to raise\n")
             ledger.write_status(folder, "failed", error="ValueError: told to raise")
             raise ValueError("told to raise")
+        if cell["do"] == "stop once" and first:
+            os.kill(os.getpid(), signal.SIGTERM)
+            ledger.write_status(folder, "preempted", error=process.stop_asked())
+            raise process.Preempted(process.stop_asked())
         if cell["do"] == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         if cell["do"] == "exit":

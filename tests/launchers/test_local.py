@@ -53,11 +53,11 @@ def test_failures_stop_no_other_cell_and_are_all_listed(make_cell, sweep):
     kinds = ["raise", "work", "kill", "work", "exit", "nothing"]
     outcome = sweep([make_cell(seed, do) for seed, do in enumerate(kinds)])
     states = [e.state for e in outcome.plan.entries]
-    assert states == ["failed", "done", "preempted", "done", "failed", "failed"]
+    assert states == ["failed", "done", "failed", "done", "failed", "failed"]
     assert outcome.exit_code == 1
     errors = {e.cell["do"]: e.error for e in outcome.errors}
     assert errors["raise"] == "ValueError: told to raise"
-    assert errors["kill"].startswith("killed by SIGKILL")
+    assert errors["kill"].startswith("killed by SIGKILL (out of memory, or killed by hand)")
     assert "last seen with 64 MiB" in errors["kill"]
     assert errors["nothing"] == "ended without a result"
     table = outcome.text.partition("4 of 6 cells have no result:")[2]
@@ -68,14 +68,22 @@ def test_failures_stop_no_other_cell_and_are_all_listed(make_cell, sweep):
     assert "| ValueError: told to raise" in table
 
 
-def test_a_killed_cell_is_continued_but_not_for_ever(make_cell, sweep):
+def test_a_killed_cell_is_not_tried_again_unasked(make_cell, sweep):
     cells = [make_cell(0, "kill")]
-    states = [sweep(cells).plan.entries[0].state for _ in range(4)]
-    assert states == ["preempted", "preempted", "failed", "failed"]
+    states = [sweep(cells).plan.entries[0].state for _ in range(2)]
+    assert states == ["failed", "failed"]
     folder = sweep(cells).plan.entries[0].run_dir
-    assert len(list((folder / "attempts").iterdir())) == 3
+    assert len(list((folder / "attempts").iterdir())) == 1
     assert sweep(cells, retry="failed").exit_code == 1
-    assert len(list((folder / "attempts").iterdir())) == 4
+    assert len(list((folder / "attempts").iterdir())) == 2
+
+
+def test_a_terminated_cell_is_continued(make_cell, sweep):
+    cells = [make_cell(0, "stop once")]
+    first = sweep(cells)
+    assert [e.state for e in first.plan.entries] == ["preempted"]
+    assert "killed cells go on with the same command" in first.text
+    assert sweep(cells).exit_code == 0
 
 
 def test_finished_cells_are_skipped_and_duplicates_merged(make_cell, sweep):

@@ -9,6 +9,7 @@ import pytest
 
 from launchers import slurm, slurm_state, watch
 from launchers.plan import Entry
+from launchers.submission import Jobs
 from zolab import ledger
 from zolab.errors import UserError
 
@@ -37,7 +38,7 @@ def test_array_of_four_gives_results_and_a_mapping(slurm_cluster, make_cell, swe
     assert time.monotonic() - start < 5, "the launcher does not wait"
     assert outcome.exit_code == 0
     entries = outcome.plan.entries
-    mapped = [ledger.read_status(e.run_dir)["job_id"] for e in entries]
+    mapped = [Jobs().of(e) for e in entries]
     array = mapped[0].partition("_")[0]
     assert mapped == [f"{array}_{i}" for i in range(4)]
     assert f"submitted 4 cells as SLURM job {array}, output in " in outcome.text
@@ -61,7 +62,8 @@ def test_waiting_reports_cells_that_die_without_hanging(slurm_cluster, make_cell
     assert [e.state for e in outcome.plan.entries] == ["done", "failed", "failed"]
     assert outcome.exit_code == 1
     killed = outcome.plan.entries[2]
-    assert "ended without a result (FAILED)" in killed.error
+    assert "ended without a result (FAILED, SIGKILL not sent by SLURM: out of mem" in killed.error
+    assert "last seen with 64 MiB; last words: " in killed.error
     assert ledger.read_status(killed.run_dir)["state"] == "failed"
     table = outcome.text.partition("2 of 3 cells have no result:")[2]
     assert "ValueError: told to raise" in table
@@ -93,7 +95,9 @@ def test_refused_submission_leaves_cells_planned(slurm_cluster, make_cell, sweep
     with pytest.raises(UserError, match=r"SLURM refused 2 of 2 cells: .*nvalid partition"):
         sweep(cells, {**CONFIG, "partition": "nowhere"})
     assert [e.state for e in sweep(cells, CONFIG, dry_run=True).plan.entries] == ["planned"] * 2
-    assert list((tmp_path / "runs" / ".jobs").glob("*.pkl")) == []
+    assert list((tmp_path / "runs" / ".jobs").iterdir()) == []
+    error = ledger.read_status(next((tmp_path / "runs").glob("[0-9a-f]*")))["error"]
+    assert "nvalid partition" in error
 
 
 @pytest.mark.slurm
@@ -106,8 +110,8 @@ def test_arrays_are_cut_to_what_the_cluster_allows(
     monkeypatch.setattr(slurm_state, "max_array_size", lambda: 2)
     outcome = sweep([make_cell(seed) for seed in range(3)], CONFIG, wait=True)
     assert outcome.exit_code == 0
-    jobs = [ledger.read_status(e.run_dir)["job_id"] for e in outcome.plan.entries]
-    assert [job.partition("_")[2] for job in jobs] == ["0", "1", ""]
+    jobs = [Jobs().of(e) for e in outcome.plan.entries]
+    assert [job.partition("_")[2] for job in jobs] == ["0", "1", "0"]
 
 
 def test_as_shipped_nothing_is_asked_for_by_name(monkeypatch):

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 from zolab.config.fields import option
 
+_SIGNALS = "signals on which a cell saves and stops at its next step"
+
 
 @dataclass
 class LocalLauncher:
@@ -17,6 +19,7 @@ class LocalLauncher:
     name: str = option("local", help="launcher name", label=True)
     parallel: int | None = option(None, min=1, help="cells at a time; null: number of cores")
     threads: int = option(1, min=1, help="CPU threads per cell")
+    stop_signals: list[str] = option(["SIGTERM", "SIGUSR2"], help=_SIGNALS)
 
 
 @dataclass
@@ -37,3 +40,6 @@ class SlurmLauncher:
     signal_seconds: int = option(
         120, min=0, help="how long before the time limit a cell is told to save, in seconds"
     )
+    stop_signals: list[str] = option(["SIGTERM", "SIGUSR2"], help=_SIGNALS)
+    beat_seconds: float = option(30.0, min=30, help="least seconds between a cell's heartbeats")
+    report: bool = option(False, help="a job that makes the report once all cells have ended")

@@ -1,0 +1,86 @@
+"""What this process is told by signals, and how much memory it holds. Standard library only."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import Iterable, Iterator
+
+#: Signals that ask a cell to save and stop, unless the launcher's config says otherwise: the usual
+#: one, and the one that submitit asks SLURM to send before the time limit.
+STOP_SIGNALS = ("SIGTERM", "SIGUSR2")
+#: Environment of a launched cell: names of those signals, separated by commas.
+SIGNALS_VARIABLE = "ZOLAB_STOP_SIGNALS"
+
+_asked: str | None = None
+
+
+class Preempted(Exception):
+    """The cell was asked to stop, and stopped between two steps with everything saved."""
+
+
+@contextlib.contextmanager
+def stop_signals_caught(names: Iterable[str] | None = None) -> Iterator[None]:
+    """Meanwhile these signals only set a flag, which `stop_asked` reads.
+
+    A handler that saved by itself would do so in the middle of a step, when the weights may stand
+    at θ + εz. Does nothing outside the main thread.
+
+    Args:
+        names: such as "SIGTERM"; None for those of the environment, or `STOP_SIGNALS`.
+    """
+    told = os.environ.get(SIGNALS_VARIABLE)
+    before = {}
+    for name in names or (told.split(",") if told else STOP_SIGNALS):
+        number = signal.Signals[name]
+        with contextlib.suppress(ValueError):
+            before[number] = signal.signal(number, _note)
+    try:
+        yield
+    finally:
+        ask_to_stop(None)
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+
+
+def _note(number: int, frame: object) -> None:
+    ask_to_stop(signal.Signals(number).name)
+
+
+def ask_to_stop(reason: str | None) -> None:
+    """Set the flag; None clears it."""
+    global _asked
+    _asked = reason
+
+
+def stop_asked() -> str | None:
+    """Why this process should stop at the next step, None if it should not."""
+    return _asked
+
+
+def resident_bytes() -> int | None:
+    """Memory this process holds now; None where the system does not say."""
+    try:
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out: Python's, CUDA's, or an allocation of torch."""
+    words = ("can't allocate memory", "cannot allocate memory", "out of memory")
+    named = type(error).__name__ == "OutOfMemoryError"
+    said = isinstance(error, RuntimeError | OSError) and any(w in str(error).lower() for w in words)
+    return isinstance(error, MemoryError) or named or said
+
+
+def describe(error: BaseException) -> str:
+    """One line for an error; one that is about memory says so, with the size of this process."""
+    line = (f"{type(error).__name__}: {error}".strip().splitlines() or [""])[0]
+    if not is_out_of_memory(error):
+        return line
+    size = resident_bytes()
+    held = f", this process held {size / 2**20:.0f} MiB" if size else ""
+    return f"out of memory{held} ({line[:300]})"

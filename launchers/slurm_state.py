@@ -35,10 +35,11 @@ def is_available() -> bool:
     return shutil.which("squeue") is not None
 
 
-def job_states(job_ids: Iterable[str]) -> dict[str, str] | None:
+def job_states(job_ids: Iterable[str], timeout: float = _TIMEOUT_SECONDS) -> dict[str, str] | None:
     """The state of each job SLURM knows, such as {"12_3": "RUNNING", "9": "CANCELLED"}.
 
-    One squeue call for all jobs, then one sacct call for those that have left its memory.
+    One squeue call for all jobs, then one sacct call for those that have left its memory; each may
+    take `timeout` seconds.
 
     Returns:
         States by job id, without the jobs nobody remembers; None if SLURM does not answer.
@@ -47,14 +48,15 @@ def job_states(job_ids: Iterable[str]) -> dict[str, str] | None:
     if not wanted:
         return {}
     arrays = ",".join(sorted({job.partition("_")[0] for job in wanted}))
-    found = _call(["squeue", "-h", "-r", "-t", "all", "-o", "%i|%T", "-j", arrays])
+    found = _call(["squeue", "-h", "-r", "-t", "all", "-o", "%i|%T", "-j", arrays], timeout)
     if found is None:
         return None
     states = _parse(found, wanted)
     rest = wanted - set(states)
     if rest and shutil.which("sacct"):
         arrays = ",".join(sorted({job.partition("_")[0] for job in rest}))
-        accounted = _call(["sacct", "-n", "-P", "-X", "-o", "JobID,State", "-j", arrays])
+        asked = ["sacct", "-n", "-P", "-X", "-o", "JobID,State", "-j", arrays]
+        accounted = _call(asked, timeout)
         states = {**_parse(accounted or "", rest), **states}
     return states
 
@@ -146,10 +148,10 @@ def _parse(text: str, wanted: set[str]) -> dict[str, str]:
     return states
 
 
-def _call(command: Sequence[str]) -> str | None:
+def _call(command: Sequence[str], timeout: float = _TIMEOUT_SECONDS) -> str | None:
     """Output of a command; None if it is missing, hangs or fails. An unknown job is no failure."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_SECONDS)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout)
     except (OSError, subprocess.TimeoutExpired):
         return None
     if done.returncode and "Invalid job id" not in done.stderr:

@@ -38,6 +38,7 @@ FLOORS = {
     "zolab.tracking": 2,
     "zolab.compose": 3,
     "zolab.run": 3,
+    "zolab.verbs": 3,
     "zolab.__main__": 6,
     "zolab.cli": 6,  # the one file that sees everything, inside its verbs
     "launchers": 4,
@@ -47,7 +48,7 @@ FLOORS = {
 #: What analysis and launchers may use of zolab besides floor -1.
 ALLOWED = {
     "analysis": {"zolab.tracking.wandb_file"},
-    "launchers": {"zolab.run", "zolab.compose"},
+    "launchers": {"zolab.run", "zolab.compose", "zolab.verbs.common"},
 }
 #: package -> module prefixes that may import it.
 HOMES = {

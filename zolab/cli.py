@@ -218,20 +218,8 @@ def _run_one(config: Any) -> int:
 
         return int(launch([cell], cell["launcher"], sweep).exit_code)
     folder = compose.write_cell(cell)
-    print(f"run {folder.name}: {_title(cell)} -> {folder}", flush=True)
+    print(f"run {folder.name}: {compose.title(cell)} -> {folder}", flush=True)
     return _train(folder)
-
-
-def _title(cell: dict[str, Any]) -> str:
-    mask = cell["sparsity"].get("name", "none")
-    method = cell["optimizer"].get("name", cell["optimizer"]["_target_"])
-    parts = [method] + (
-        [f"{mask} {cell['sparsity'].get('sparsity', '')}".strip()] if mask != "none" else []
-    )
-    return (
-        f"{' + '.join(parts)}, {cell['model']['name']} on {cell['task']['name']}, "
-        f"seed {cell['seed']}"
-    )
 
 
 def _train(folder: Path) -> int:
@@ -357,47 +345,22 @@ def _find_run(name: str, root: Path) -> Path:
     )
 
 
-def _status(arguments: list[str]) -> int:
-    parser = _Parser(
-        prog="zolab status", description="List the cells of a runs folder with their state."
-    )
-    parser.add_argument(
-        "root", metavar="RUNS", nargs="?", type=Path, default=Path("runs"), help="default: runs"
-    )
-    root = parser.parse_args(arguments).root
-    if not root.is_dir():
-        what = "a file, expected a folder of runs" if root.exists() else "no such folder"
-        raise UserError(f"RUNS = {str(root)!r}: {what}")
-    from zolab.ledger import read_heartbeat, state_of
+def _sweep_verb(name: str) -> Callable[[list[str]], int]:
+    def run(arguments: list[str]) -> int:
+        from launchers import verbs
 
-    counts: dict[str, int] = {}
-    for file in sorted(root.glob("*/config.yaml")):
-        folder = file.parent
-        state = state_of(folder)
-        counts[state] = counts.get(state, 0) + 1
-        progress = "" if state == "done" else _progress(read_heartbeat(folder))
-        print(f"{folder.name}  {state:<10} {progress:<12} {_label(file)}")
-    total = ", ".join(f"{number} {state}" for state, number in sorted(counts.items()))
-    print(f"{sum(counts.values())} cells" + (f": {total}" if total else ""))
-    return 0
+        return int(getattr(verbs, name)(arguments))
 
-
-def _progress(beat: dict[str, Any]) -> str:
-    return f"{beat['step']}/{beat['steps']}" if {"step", "steps"} <= beat.keys() else ""
-
-
-def _label(file: Path) -> str:
-    import yaml
-
-    try:
-        return _title(yaml.safe_load(file.read_text()))
-    except (yaml.YAMLError, LookupError, TypeError, AttributeError, OSError):
-        return "(unreadable config.yaml)"
+    return run
 
 
 #: verb -> (function of the remaining arguments, one sentence for help).
 VERBS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "report": (_report, "tables, plots and a page from the logs of a runs folder"),
     "replay": (_replay, "rebuild the weights of a run at any step and write a model"),
-    "status": (_status, "list the cells of a runs folder with their state"),
+    "status": (_sweep_verb("status"), "the cells of a runs folder: state, job, step, time left"),
+    "cancel": (_sweep_verb("cancel"), "stop cells that run or wait; they stay cancelled"),
+    "retry": (_sweep_verb("retry"), "run failed or cancelled cells again, from where they stopped"),
+    "logs": (_sweep_verb("logs"), "what the process of a cell printed; -f follows it"),
+    "clean": (_sweep_verb("clean"), "remove what finished cells no longer need"),
 }

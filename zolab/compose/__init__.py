@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from zolab import assets
 from zolab.compose.building import build, trust
-from zolab.compose.cells import read_cell, write_cell
+from zolab.compose.cells import read_cell, title, title_of, write_cell
 from zolab.compose.overrides import explain, prepare_hydra, prepare_overrides, register_profiles
 from zolab.config import CONF_DIR, check_tree, hub
 from zolab.config.contents import locate_model, locate_task, split_files, stored_shape
@@ -35,6 +35,8 @@ __all__ = [
     "register_profiles",
     "resolve",
     "run_id",
+    "title",
+    "title_of",
     "trust",
     "write_cell",
 ]

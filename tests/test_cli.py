@@ -407,7 +407,7 @@ def test_status_lists_cells_and_counts_states(capsys: pytest.CaptureFixture[str]
     ledger.write_json(names[1] / "heartbeat", {"step": 3, "steps": 4})
     assert cli.main(["status"]) == 0
     said = capsys.readouterr().out.splitlines()
-    assert said[-1] == "3 cells: 1 done, 1 failed, 1 planned"
+    assert said[-1] == "3 cells: 1 planned, 1 done, 1 failed"
     (failed,) = [line for line in said if line.startswith(names[1].name)]
     assert "failed" in failed
     assert "3/4" in failed

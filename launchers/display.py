@@ -182,5 +182,5 @@ def _line(entry: Entry, beat: dict) -> str:
 def _result(run_dir: Path) -> str:
     best = ledger.read_json(run_dir / "result.json").get("best")
     best = best if isinstance(best, dict) else {}
-    names = ("dev/accuracy", "test/accuracy")
+    names = ("dev/accuracy", "test/accuracy", "dev/f1", "test/f1")
     return "  ".join(f"{n} {best[n]:.3f}" for n in names if isinstance(best.get(n), float))

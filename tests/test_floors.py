@@ -28,6 +28,7 @@ FLOORS = {
     "zolab.objectives": 1,
     "zolab.integrations": 1,
     "zolab.evaluate": 2,
+    "zolab.prepare": 2,
     "zolab.train": 2,
     "zolab.learner": 2,
     "zolab.baselines": 2,

@@ -271,10 +271,12 @@ def _summary(result: dict[str, Any], folder: Path) -> str:
     best = result.get("best") or {}
     state = result.get("state", "done")
     facts = [f"{result.get('steps')} steps", f"{result.get('forwards_total')} forwards"]
-    if isinstance(best.get("dev/accuracy"), int | float):
-        facts.append(f"best dev accuracy {best['dev/accuracy']:.3f} at step {best.get('step')}")
-    if isinstance(best.get("test/accuracy"), int | float):
-        facts.append(f"test accuracy {best['test/accuracy']:.3f}")
+    metric = result.get("metric", "accuracy")
+    dev, test = best.get(f"dev/{metric}"), best.get(f"test/{metric}")
+    if isinstance(dev, int | float):
+        facts.append(f"best dev {metric} {dev:.3f} at step {best.get('step')}")
+    if isinstance(test, int | float):
+        facts.append(f"test {metric} {test:.3f}")
     return f"{state}: {', '.join(facts)} -> {folder / 'result.json'}"
 
 

@@ -1,8 +1,8 @@
-"""Loss and accuracy over a split, and calibration of label words."""
+"""Loss and metric over a split, and calibration of label words."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +10,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from zolab.errors import UserError
-from zolab.objectives import Encoded, Scorer, correct
+from zolab.objectives import (
+    OPTIONS,
+    Batch,
+    Encoded,
+    Generator,
+    Objective,
+    Scorer,
+    best_f1,
+    correct,
+    label_nll,
+)
 
 
 @dataclass(frozen=True)
@@ -32,24 +42,40 @@ def evaluate(
     batch_size: int,
     bias: Tensor | None = None,
     on_batch: Callable[[], object] = bool,
+    likelihood: Objective = OPTIONS,
+    generator: Generator | None = None,
 ) -> Evaluation:
-    """Evaluate on a split; argmax of the candidates' mean log-probabilities.
+    """Evaluate on a split.
 
     Args:
         scorer: the model.
         examples: encoded examples.
-        batch_size: examples per forward.
+        batch_size: token rows per forward; at least one example.
         bias: (candidates,) subtracted from the scores, see `calibration`.
         on_batch: called after each forward, to show that the process is alive.
+        likelihood: what the loss is, `OPTIONS` or `LM`.
+        generator: for a generation task; else the argmax of the candidates' mean log-probabilities
+            is the answer.
     """
-    loss, right = 0.0, 0
+    loss, weight, hits = 0.0, 0, 0.0
     for scores, batch in _scores(scorer, examples, batch_size):
         on_batch()
         if bias is not None:
             scores = scores - bias
-        loss += F.cross_entropy(scores, batch.labels, reduction="sum").item()
-        right += int(correct(scores[None], batch).sum())
-    return Evaluation(loss / len(examples), {"accuracy": right / len(examples)})
+        weight += likelihood.weight(batch)
+        if likelihood.label_only:
+            loss += label_nll(scores[None], batch).sum().item()
+        else:
+            loss += F.cross_entropy(scores, batch.labels, reduction="sum").item()
+        if generator is None:
+            hits += int(correct(scores[None], batch).sum())
+        else:
+            (texts,) = generator.texts(scorer, batch.prompts)
+            on_batch()
+            answered = zip(texts, batch.prompts.answers, strict=True)
+            hits += sum(best_f1(text or "", golds) for text, golds in answered)
+    metric = "accuracy" if generator is None else "f1"
+    return Evaluation(loss / weight, {metric: hits / len(examples)})
 
 
 @torch.inference_mode()
@@ -64,10 +90,21 @@ def calibration(scorer: Scorer, examples: Sequence[Encoded], batch_size: int) ->
     return torch.cat([s for s, _ in _scores(scorer, examples, batch_size)]).mean(dim=0)
 
 
-def _scores(scorer: Scorer, examples: Sequence[Encoded], batch_size: int):
+def _scores(
+    scorer: Scorer, examples: Sequence[Encoded], batch_size: int
+) -> Iterator[tuple[Tensor, Batch]]:
     """Scores and their batch, batch by batch, sorted by length so that little is padded."""
     order = sorted(range(len(examples)), key=lambda i: (examples[i].length, i))
-    for start in range(0, len(order), batch_size):
-        part = [examples[i] for i in order[start : start + batch_size]]
-        batch = scorer.batch(part)
-        yield scorer.scores(batch)[0], batch
+    part: list[Encoded] = []
+    for index in order:
+        if part and sum(len(e.rows) for e in part) + len(examples[index].rows) > batch_size:
+            yield _scored(scorer, part)
+            part = []
+        part.append(examples[index])
+    if part:
+        yield _scored(scorer, part)
+
+
+def _scored(scorer: Scorer, part: list[Encoded]) -> tuple[Tensor, Batch]:
+    batch = scorer.batch(part)
+    return scorer.scores(batch)[0], batch

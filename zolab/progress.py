@@ -51,7 +51,7 @@ class Progress:
 
     def evaluated(self, step: int, row: dict[str, float]) -> None:
         """Tell the numbers of an evaluation."""
-        keys = [k for k in ("dev/loss", "dev/accuracy", "test/loss", "test/accuracy") if k in row]
+        keys = [k for k in row if k.startswith(("dev/", "test/")) and k != "test/step"]
         if keys:
             self.say(f"step {step}: " + ", ".join(f"{k} {row[k]:.4f}" for k in keys))
 

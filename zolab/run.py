@@ -9,7 +9,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from zolab import assets, compose
+from zolab import compose
 from zolab.checkpoint import Checkpoints, copy_into, load_tensors, save_tensors, unique_parameters
 from zolab.config.contents import contents, file_hash
 from zolab.data import BatchOrder
@@ -27,10 +27,11 @@ from zolab.ledger import (
     write_json,
     write_status,
 )
-from zolab.models.load import DTYPES, LoadedModel, load_model, save_model
-from zolab.objectives import BatchLoss, CausalScorer, Encoded, Encoder, Scorer
+from zolab.models.load import LoadedModel, load_model, save_model
+from zolab.objectives import BatchLoss, MaskedScorer
 from zolab.optim import NUMERICS, ZeroOrder
 from zolab.optim.selfcheck import SelfCheckError, settle_placement
+from zolab.prepare import Study, study_of, task_of
 from zolab.process import Preempted, describe
 from zolab.progress import Progress
 from zolab.tasks import KINDS
@@ -38,8 +39,6 @@ from zolab.tasks.base import fingerprint
 from zolab.tracking.schema import SCHEMA_VERSION
 from zolab.tracking.wandb import WandbMirror
 from zolab.train import Counters, Job, Metrics, train
-
-_TASK_LABELS = ("kind",)
 
 
 def run_dir(path: str | Path) -> dict[str, Any]:
@@ -161,19 +160,12 @@ def replay(run: str | Path, step: int, out: Path) -> None:
 def _prepare(folder: Path, cell: dict[str, Any], claim: Claim, number: int) -> Job:
     """Build everything, check it, and bring it to where earlier attempts got."""
     settings = cell["train"]
-    task = _build_task(cell)
-    location = assets.locate_task(cell["task"]["path"])
-    if location is None:
-        raise UserError(f"task.path = {cell['task']['path']!r}: no such folder")
-    examples = task.load(location)
+    task = task_of(cell)
+    examples = task.load()
     loaded = _load_base(folder, cell)
-    limit = min(task.max_length or loaded.max_length, loaded.max_length)
-    encoder = Encoder(loaded.tokenizer, limit)
-    splits = {name: encoder(rows) for name, rows in examples.items()}
+    study = study_of(cell, task, examples, loaded)
     total = settings["steps"]
     progress_label = folder.name[:8]
-    autocast = DTYPES.get(cell["model"]["autocast"])
-    scorer = CausalScorer(loaded.model, _pad_id(loaded.tokenizer), autocast, loaded.max_length)
     learner = _build_learner(cell, loaded)
     metrics = Metrics(folder)
     counters, records = Counters(), []
@@ -181,14 +173,14 @@ def _prepare(folder: Path, cell: dict[str, Any], claim: Claim, number: int) -> J
     checkpoints = Checkpoints(folder)
     if isinstance(learner, ZerothOrderLearner):
         records = read_journal(folder)
-        _settle(folder, cell, learner.optimizer, scorer, splits["train"], settings)
+        _settle(folder, cell, learner.optimizer, study)
         _resume_journaled(learner, loaded, checkpoints, records)
         journal = Journal(folder / "attempts" / str(number))
     else:
         _settle_header(folder, cell, None)
         counters = _resume_saved(learner, loaded, checkpoints)
     progress = Progress(total if learner.trains else 0, learner.num_steps, progress_label)
-    _tell_truncated(progress, splits, limit)
+    _tell_truncated(progress, study)
     if learner.num_steps:
         progress.say(f"continuing after step {learner.num_steps} (attempt {number})")
     if cell["tracking"]["wandb"]:
@@ -199,8 +191,7 @@ def _prepare(folder: Path, cell: dict[str, Any], claim: Claim, number: int) -> J
         seed=cell["seed"],
         settings=settings,
         learner=learner,
-        scorer=scorer,
-        splits=splits,
+        study=study,
         claim=claim,
         metrics=metrics,
         journal=journal,
@@ -209,14 +200,9 @@ def _prepare(folder: Path, cell: dict[str, Any], claim: Claim, number: int) -> J
         attempt=number,
         records=records,
         counters=counters,
-        data={f"num_{k}": len(v) for k, v in splits.items()}
+        data={f"num_{k}": len(v) for k, v in examples.items()}
         | {"fingerprint": fingerprint(examples)},
     )
-
-
-def _build_task(cell: dict[str, Any]):
-    options = {k: v for k, v in cell["task"].items() if k not in _TASK_LABELS}
-    return KINDS[cell["task"]["kind"]](**options)
 
 
 def _load_base(folder: Path, cell: dict[str, Any]) -> LoadedModel:
@@ -250,26 +236,21 @@ def _build_learner(cell: dict[str, Any], loaded: LoadedModel) -> Learner:
     return ZerothOrderLearner(optimizer)
 
 
-def _settle(
-    folder: Path,
-    cell: dict[str, Any],
-    optimizer: ZeroOrder,
-    scorer: Scorer,
-    examples: list[Encoded],
-    settings: dict[str, Any],
-) -> None:
+def _settle(folder: Path, cell: dict[str, Any], optimizer: ZeroOrder, study: Study) -> None:
     """Placement self-check on the first batch, then the header is written or compared."""
     header = read_json(folder / "header.json")
     if header:
         _use_recorded_placement(optimizer, header)
         _check_header(folder, header, optimizer, cell)
         return
+    settings, examples = cell["train"], study.splits["train"]
     lengths = [e.length for e in examples]
     first = BatchOrder(lengths, settings["batch_size"], cell["seed"]).batch(1)
     size = settings["micro_batch_size"] or len(first)
-    batch = scorer.batch([examples[i] for i in first[:size]])
+    batch = study.scorer.batch([examples[i] for i in first[:size]])
     try:
-        settle_placement(optimizer, BatchLoss(scorer, [batch]))
+        # By likelihood: accuracy and F1 hide a loss that is not a number, or off by a little.
+        settle_placement(optimizer, BatchLoss(study.scorer, [batch], study.likelihood))
     except SelfCheckError as error:
         raise UserError(f"optimizer/placement: {error}") from error
     _settle_header(folder, cell, optimizer)
@@ -347,19 +328,13 @@ def _leave_weights(job: Job, best_step: int) -> None:
 # --- records -----------------------------------------------------------------------------------
 
 
-def _tell_truncated(progress: Progress, splits: dict[str, list[Encoded]], limit: int) -> None:
+def _tell_truncated(progress: Progress, study: Study) -> None:
+    splits = study.splits
     cut = {name: sum(e.truncated for e in rows) for name, rows in splits.items()}
     if any(cut.values()):
+        side = "" if isinstance(study.scorer, MaskedScorer) else " from the left"
         counts = ", ".join(f"{n} of {len(splits[name])} {name}" for name, n in cut.items() if n)
-        progress.say(f"warning: prompts longer than {limit} tokens cut from the left: {counts}")
-
-
-def _pad_id(tokenizer: Any) -> int:
-    """Any token will do: padding stands on the right, where causal attention never looks."""
-    for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
-        if token is not None:
-            return token
-    return 0
+        progress.say(f"warning: prompts longer than {study.limit} tokens cut{side}: {counts}")
 
 
 def _write_error(folder: Path, attempt_dir: Path, number: int, error: BaseException) -> None:

@@ -22,6 +22,7 @@ from zolab.journal import Journal, JournalRow
 from zolab.learner import Learner
 from zolab.ledger import Claim
 from zolab.objectives import PAD_UNIT, BatchLoss, Encoded, Scorer
+from zolab.prepare import Study
 from zolab.process import Preempted, resident_bytes, stop_asked
 from zolab.progress import Progress
 from zolab.tracking.local import JsonLines, read_rows
@@ -35,6 +36,8 @@ class Counters:
     forwards: int = 0
     examples: int = 0
     zero_steps: int = 0
+    coefficients: int = 0
+    zero_coefficients: int = 0
     nonfinite: int = 0
     nonfinite_in_a_row: int = 0
 
@@ -50,6 +53,8 @@ class Counters:
             return
         self.nonfinite_in_a_row = 0
         self.zero_steps += bool(coefficients) and not any(coefficients)
+        self.coefficients += len(coefficients)
+        self.zero_coefficients += sum(c == 0.0 for c in coefficients)
 
 
 class Metrics:
@@ -80,7 +85,7 @@ class Job:
     """Everything a run needs, built and resumed; see `zolab.run`.
 
     Attributes:
-        splits: encoded examples of train, dev and test.
+        study: examples in tokens, scorer and objective.
         settings: the `train` section of the config.
         records: journal rows of the steps already taken.
         attempt: number of this attempt, from 1.
@@ -91,8 +96,7 @@ class Job:
     seed: int
     settings: dict[str, Any]
     learner: Learner
-    scorer: Scorer
-    splits: dict[str, list[Encoded]]
+    study: Study
     claim: Claim
     metrics: Metrics
     journal: Journal | None
@@ -102,6 +106,16 @@ class Job:
     data: dict[str, Any] = field(default_factory=dict)
     records: list[JournalRow] = field(default_factory=list)
     counters: Counters = field(default_factory=Counters)
+
+    @property
+    def scorer(self) -> Scorer:
+        """The model as a scorer of candidates."""
+        return self.study.scorer
+
+    @property
+    def splits(self) -> dict[str, list[Encoded]]:
+        """Encoded examples of train, dev and test."""
+        return self.study.splits
 
     def close(self, exit_code: int) -> None:
         """Close every file of the attempt; the mirror is told how it ended."""
@@ -269,6 +283,8 @@ class _Loop:
         }
         if self.job.learner.journaled:
             out["zo/zero_share"] = counters.zero_steps / step if step else 0.0
+            zeros, count = counters.zero_coefficients, counters.coefficients
+            out["zo/zero_coefficient_share"] = zeros / count if count else 0.0
             out["zo/nonfinite_total"] = counters.nonfinite
         return out
 
@@ -297,9 +313,11 @@ class _Loop:
         return out
 
     def _evaluate(self, split: str) -> dict[str, float]:
-        size = self.job.settings["eval_batch_size"]
-        examples = self.job.splits[split]
-        return evaluate(self.job.scorer, examples, size, self.bias, self._between).row(split)
+        study, size = self.job.study, self.job.settings["eval_batch_size"]
+        return evaluate(
+            study.scorer, study.splits[split], size, self.bias, self._between, study.likelihood,
+            study.generator,
+        ).row(split)  # fmt: skip
 
     def _test(self) -> dict[str, float]:
         """Test is read once, at the best dev point; the model then holds those weights."""
@@ -329,7 +347,8 @@ class _Loop:
         examples = [job.splits["train"][i] for i in indices]
         size = job.settings["micro_batch_size"] or len(examples)
         parts = [examples[i : i + size] for i in range(0, len(examples), size)]
-        return BatchLoss(job.scorer, [job.scorer.batch(part) for part in parts])
+        batches = [job.scorer.batch(part) for part in parts]
+        return BatchLoss(job.scorer, batches, job.study.objective)
 
     def _whole(self) -> Iterator[BatchLoss]:
         """The training set in batches, in its own order."""

@@ -14,8 +14,9 @@ from zolab import assets
 from zolab.compose.building import build, trust
 from zolab.compose.cells import read_cell, title, title_of, write_cell
 from zolab.compose.overrides import explain, prepare_hydra, prepare_overrides, register_profiles
-from zolab.config import CONF_DIR, check_tree, hub
+from zolab.config import CONF_DIR, check_tree, hub, hub_data
 from zolab.config.contents import locate_model, locate_task, split_files, stored_shape
+from zolab.config.forms import form_of
 from zolab.config.identity import identity, run_id
 from zolab.config.rows import look_over
 from zolab.errors import UserError, first_line
@@ -91,15 +92,15 @@ def check(config: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
     """The resolved config of one cell, validated against the schema and the files it names.
 
     Folders in `model.path` and `task.path` come back absolute, so that a job finds them from any
-    working directory; embedded names and hub names stay as they are. `model.revision` of a hub
-    model comes back as a commit, so that a run is named by, and loads, one state of the model.
+    working directory; embedded names and hub names stay as they are. The revision of a hub model
+    or data set comes back as a commit, so that a run is named by, and loads, one state of it.
     `grid` is dropped: it describes a sweep, not a cell.
 
     Raises:
         UserError: unknown key, wrong type, value outside its limits, parts that do not go together,
-            a missing model or data folder, a hub model that is neither cached nor reachable, or a
-            row of data that the task cannot use, or a key of `model.config` that the model's own
-            config does not have.
+            a missing model or data folder, a hub model or data set that is neither cached nor
+            reachable, a row of data that the task cannot use, or a key of `model.config` that the
+            model's own config does not have.
     """
     cell = check_tree(resolve(config))
     del cell["grid"]
@@ -108,12 +109,15 @@ def check(config: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
         cell["model"]["revision"] = hub.pin(cell["model"])
     elif cell["model"]["path"] not in assets.models():
         cell["model"]["path"] = str(model_dir.resolve())
-    if cell["task"]["path"] not in assets.tasks():
+    if task_dir is None:
+        cell["task"]["hub"]["revision"] = hub_data.pin(cell["task"]["hub"])
+    elif cell["task"]["path"] not in assets.tasks():
         cell["task"]["path"] = str(task_dir.resolve())
     if cell["model"]["config"]:
         from zolab.models.keys import look_over_keys
 
         look_over_keys(cell["model"]["config"], stored_shape(cell["model"]))
-    look_over(cell["task"], split_files(task_dir))
+    if task_dir is not None:
+        look_over(form_of(cell), split_files(task_dir))
     trust(cell["trusted_targets"])
     return cell

@@ -19,6 +19,7 @@ from typing import Any
 
 from zolab import assets
 from zolab.config import hub
+from zolab.config.rows import SUFFIXES
 from zolab.errors import UserError, first_line, nearest
 
 CACHE_NAME = ".hashes.json"
@@ -40,7 +41,7 @@ _OTHER_MODEL_FILES = (
     "spiece.model",
     "sentencepiece*.model",
 )
-SPLITS = ("train.jsonl", "dev.jsonl", "test.jsonl")
+SPLITS = ("train", "dev", "test")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 _memo: dict[str, tuple[int, int, str]] = {}
@@ -128,42 +129,52 @@ def _is_safetensors(file: Path) -> bool:
     return size == 8 + length + max(ends, default=0)
 
 
-def locate_task(task: dict[str, Any]) -> Path:
-    """Folder of the data of a checked config.
+def locate_task(task: dict[str, Any]) -> Path | None:
+    """Folder of the data of a checked config; None if they come from the hub.
 
     Raises:
-        UserError: the folder, train.jsonl or test.jsonl is missing.
+        UserError: the folder, or its training or test file, is missing, or a split has two files.
     """
     path = task["path"]
+    if path is None:
+        return None
     folder = assets.locate_task(path)
     if folder is None:
+        hint = nearest(path, assets.tasks())
         raise UserError(
             f"task.path = {path!r}: no such folder; expected a folder with train.jsonl and "
-            f"test.jsonl, or an embedded task ({', '.join(assets.tasks())})"
-            f"{nearest(path, assets.tasks())}"
+            f"test.jsonl, or an embedded task ({', '.join(assets.tasks())}){hint}"
         )
-    for name in ("train.jsonl", "test.jsonl"):
-        if not (folder / name).is_file():
-            raise UserError(f"task.path = {path!r}: no {name} in that folder")
+    for split in SPLITS:
+        files = [folder / f"{split}{suffix}" for suffix in SUFFIXES]
+        found = [file.name for file in files if file.is_file()]
+        if len(found) > 1:
+            raise UserError(f"task.path = {path!r}: both {' and '.join(found)}; keep one of them")
+        if not found and split != "dev":
+            raise UserError(
+                f"task.path = {path!r}: no {split}.jsonl (or .csv, .tsv) in that folder"
+            )
     return folder
 
 
 def split_files(folder: Path) -> list[Path]:
     """The data files of a task's folder, train first; dev may be absent."""
-    return [folder / name for name in SPLITS if (folder / name).is_file()]
+    files = [folder / f"{split}{suffix}" for split in SPLITS for suffix in SUFFIXES]
+    return [file for file in files if file.is_file()]
 
 
 def contents(cell: dict[str, Any]) -> dict[str, Any]:
     """Hashes of every data and model file a checked cell reads: name -> sha256 in hex.
 
-    A hub model is named by its hub name and commit instead (see `zolab.config.hub.pin`). With
-    init=random the weights of the model's folder are not read and not hashed.
+    A hub model or data set is named by its hub name and commit instead (see `zolab.config.hub` and
+    `hub_data`). With init=random the weights of the model's folder are not read and not hashed.
 
     Raises:
         UserError: a file or folder is missing or unreadable.
     """
     cache = Path(cell["run_root"]) / CACHE_NAME
-    task_files = split_files(locate_task(cell["task"]))
+    task_dir = locate_task(cell["task"])
+    data = cell["task"]["hub"] if task_dir is None else None
     model = cell["model"]
     model_dir = locate_model(model)
     if model_dir is None:
@@ -171,7 +182,9 @@ def contents(cell: dict[str, Any]) -> dict[str, Any]:
     else:
         patterns = _OTHER_MODEL_FILES + (WEIGHTS if model["init"] == "pretrained" else ())
         behind = _hash_all("model.path", _matching(model_dir, patterns), cache)
-    return {"model": behind, "task": _hash_all("task.path", task_files, cache)}
+    if data is None:
+        data = _hash_all("task.path", split_files(task_dir), cache)
+    return {"model": behind, "task": data}
 
 
 def _matching(folder: Path, patterns: tuple[str, ...]) -> list[Path]:

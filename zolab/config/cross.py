@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import string
 from collections.abc import Callable
 from typing import Any
+
+from zolab.config.cross_tasks import TASK_CHECKS
 
 Cell = dict[str, Any]
 
@@ -100,35 +101,6 @@ def _svrg(cell: Cell) -> str | None:
     return None
 
 
-def _template(cell: Cell) -> str | None:
-    template = cell["task"].get("template")
-    if template is None:
-        return None
-    try:
-        fields = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
-    except ValueError as error:
-        return f"task.template = {template!r}: expected fields such as {{sentence}} ({error})"
-    if not fields or not all(name.isidentifier() for name in fields):
-        return (
-            f"task.template = {template!r}: expected at least one field of the data in braces, "
-            "such as {sentence}"
-        )
-    try:
-        template.format(**dict.fromkeys(fields, "text"))
-    except ValueError as error:
-        return f"task.template = {template!r}: fields are filled in as texts ({error})"
-    return None
-
-
-def _label_words(cell: Cell) -> str | None:
-    words = cell["task"].get("label_words")
-    if words is None:
-        return None
-    if len(words) < 2 or len(set(words)) != len(words):
-        return f"task.label_words = {words!r}: expected at least two different words"
-    return None
-
-
 def _online(cell: Cell) -> str | None:
     tracking = cell["tracking"]
     if tracking["mode"] == "online" and not tracking["wandb"]:
@@ -152,8 +124,7 @@ CROSS_CHECKS: tuple[Callable[[Cell], str | None], ...] = (
     _factor_momentum,
     _quantile,
     _svrg,
-    _template,
-    _label_words,
+    *TASK_CHECKS,
     _online,
     _grid,
 )

@@ -78,9 +78,9 @@ def part(
     return dataclasses.field(default_factory=lambda: dict(default), metadata=metadata)
 
 
-def section(cls: type, *, required: bool = False, help: str) -> Any:
+def section(cls: type, *, required: bool = False, help: str, since: str | None = None) -> Any:
     """Declare a nested section with a fixed dataclass; absent means defaults unless required."""
-    metadata = {"help": help, "section": cls}
+    metadata = {"help": help, "section": cls, "since": since}
     if required:
         return dataclasses.field(metadata=metadata)
     return dataclasses.field(default_factory=dict, metadata=metadata)

@@ -17,7 +17,7 @@ from zolab.errors import UserError, first_line
 #: Longest wait for the hub; it is asked once, without the retries of a download.
 TIMEOUT_SECONDS = 5.0
 
-_COMMIT = re.compile(r"[0-9a-f]{40}")
+COMMIT = re.compile(r"[0-9a-f]{40}")
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _INDEXES = tuple(f"{name}.index.json" for name in _WEIGHTS)
 
@@ -83,7 +83,7 @@ def _ask(path: str, revision: str | None) -> str:
         ) from None
     except Exception as error:  # the transport's own kinds differ between versions of the hub
         raise _NoAnswer(f"the hub cannot be reached: {first_line(error)}") from error
-    if not commit or not _COMMIT.fullmatch(commit):
+    if not commit or not COMMIT.fullmatch(commit):
         raise _NoAnswer(f"the hub named no commit but {commit!r}")
     return commit
 

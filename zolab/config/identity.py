@@ -9,6 +9,7 @@ from typing import Any
 
 from zolab.config.check import without_later_keys
 from zolab.config.contents import contents
+from zolab.config.forms import CAUSAL, protocol_of
 
 #: Raised when the meaning of a config changes, so that old runs are not taken for new ones.
 IDENTITY_FORMAT = 1
@@ -16,7 +17,7 @@ _SECTIONS = ("model", "task", "optimizer", "sparsity", "train", "seed")
 #: Where things lie and run, and how often a run is looked at: they change none of its numbers.
 _NOT_COUNTED = {
     "model": ("device", "path"),
-    "task": ("path",),
+    "task": ("path", "hub"),
     "train": ("log_every", "checkpoint_minutes", "eval_batch_size"),
 }
 
@@ -25,9 +26,12 @@ def identity(cell: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a checked cell that decides its numbers, without what lies behind its paths.
 
     Keys that a later version added (`since` in the schema) are left out while they are at their
-    default: a cell made before them has the same identity as one made now.
+    default: a cell made before them has the same identity as one made now. So is what a task says
+    for masked models where the model is causal.
     """
     sections = {name: without_later_keys(dict(cell), name) for name in _SECTIONS}
+    if protocol_of(dict(cell)) == CAUSAL:
+        sections["task"].pop("masked", None)
     for name, keys in _NOT_COUNTED.items():
         sections[name] = {key: v for key, v in sections[name].items() if key not in keys}
     return {"format": IDENTITY_FORMAT, **sections}

@@ -82,7 +82,13 @@ class Train:
         50, min=1, help="steps in a row with a non-finite loss before the run stops"
     )
     select_by: str = option(
-        "loss", choices=("loss", "accuracy"), help="dev metric that picks the best step"
+        "loss", choices=("loss", "accuracy", "f1"), help="dev metric that picks the best step"
+    )
+    objective: str = option(
+        "auto",
+        choices=("auto", "options", "lm", "accuracy", "f1"),
+        help="what is minimised; auto: the task's own, accuracy and f1: minus that metric",
+        since="0.2",
     )
     eval_batch_size: int = option(64, min=1, help="examples per forward pass of an evaluation")
 

@@ -14,6 +14,21 @@ from zolab.objectives.encode import Encoded
 PAD_UNIT = 8
 
 
+@dataclass(frozen=True)
+class Prompts:
+    """What answers are generated from, one row an example.
+
+    Attributes:
+        input_ids: int64 (examples, tokens), padded on the left, so that all rows end together.
+        attention_mask: int64 (examples, tokens), 0 on padding.
+        answers: gold texts of each example.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    answers: tuple[tuple[str, ...], ...]
+
+
 @dataclass
 class Batch:
     """Tensors of some examples.
@@ -29,6 +44,7 @@ class Batch:
         labels: int64 (examples,), the candidate trained on.
         right: bool (examples, width), the candidates that count as correct.
         num_label_tokens: tokens of the candidates trained on, over all examples.
+        prompts: what answers are generated from; None where none are.
     """
 
     input_ids: Tensor
@@ -41,6 +57,7 @@ class Batch:
     labels: Tensor
     right: Tensor
     num_label_tokens: int
+    prompts: Prompts | None = None
 
     @property
     def num_examples(self) -> int:
@@ -69,11 +86,7 @@ def collate(
                 entry.append(place.setdefault(flat, len(place)))
                 target.append(token)
                 owner.append(i * width + j)
-    ids = torch.full((len(rows), length), pad_id, dtype=torch.int64)
-    attention = torch.zeros_like(ids)
-    for i, row in enumerate(rows):
-        ids[i, : len(row)] = torch.tensor(row)
-        attention[i, : len(row)] = 1
+    ids, attention = _fill(rows, length, pad_id)
     tensors = (
         ids,
         attention,
@@ -86,7 +99,30 @@ def collate(
         right,
     )
     num_label_tokens = sum(len(e.candidates[e.label].targets) for e in encoded)
-    return Batch(*(t.to(device) for t in tensors), num_label_tokens=num_label_tokens)
+    return Batch(
+        *(t.to(device) for t in tensors),
+        num_label_tokens=num_label_tokens,
+        prompts=_prompts(encoded, pad_id, device),
+    )
+
+
+def _prompts(encoded: Sequence[Encoded], pad_id: int, device: torch.device) -> Prompts | None:
+    if not encoded[0].answers:
+        return None
+    longest = max(len(e.prompt) for e in encoded)
+    ids, attention = _fill([e.prompt[::-1] for e in encoded], longest, pad_id)
+    ids, attention = ids.flip(1).to(device), attention.flip(1).to(device)
+    return Prompts(ids, attention, tuple(e.answers for e in encoded))
+
+
+def _fill(rows: Sequence[tuple[int, ...]], length: int, pad_id: int) -> tuple[Tensor, Tensor]:
+    """Rows padded on the right, and 1 where a token is no padding."""
+    ids = torch.full((len(rows), length), pad_id, dtype=torch.int64)
+    attention = torch.zeros_like(ids)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = torch.tensor(row)
+        attention[i, : len(row)] = 1
+    return ids, attention
 
 
 def padded(longest: int, limit: int | None) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from zolab.errors import UserError
@@ -35,6 +35,8 @@ class Encoded:
         label: index of the right candidate, the one trained on.
         truncated: whether something was cut off to make it fit.
         right: indices of all right candidates; empty means (label,).
+        prompt: tokens that an answer is generated from; empty where none is.
+        answers: gold texts of a generated answer.
     """
 
     rows: tuple[tuple[int, ...], ...]
@@ -42,6 +44,8 @@ class Encoded:
     label: int
     truncated: bool
     right: tuple[int, ...] = ()
+    prompt: tuple[int, ...] = ()
+    answers: tuple[str, ...] = ()
 
     @property
     def length(self) -> int:
@@ -58,12 +62,20 @@ class Encoder:
     Args:
         tokenizer: of transformers.
         max_length: longest row in tokens.
+        max_new_tokens: room that prompts leave for an answer to be generated; 0 for none.
     """
 
-    def __init__(self, tokenizer: Any, max_length: int) -> None:
+    def __init__(self, tokenizer: Any, max_length: int, max_new_tokens: int = 0) -> None:
+        if max_new_tokens and max_new_tokens + 1 >= max_length:
+            raise UserError(
+                f"task.max_new_tokens = {max_new_tokens}: no room for a prompt, since the model "
+                f"takes {max_length} tokens in all (task.max_length)"
+            )
         self.tokenizer = tokenizer
         self.max_length = max_length
+        self.max_new_tokens = max_new_tokens
         self._special = set(tokenizer.all_special_ids)
+        self._known: dict[int, int] = {}
 
     def __call__(self, examples: Sequence[Example]) -> list[Encoded]:
         """Encode in order; UserError if a candidate alone does not fit."""
@@ -77,7 +89,10 @@ class Encoder:
         return out
 
     def _tokens(self, texts: list[str]) -> list[list[int]]:
-        return self.tokenizer(texts)["input_ids"] if texts else []
+        """Token rows; equal tokens are one object, since candidates repeat long passages."""
+        found = self.tokenizer(texts)["input_ids"] if texts else []
+        same = self._known.setdefault
+        return [[same(token, token) for token in row] for row in found]
 
     def _encode(self, example: Example, prompt: list[int], full: list[list[int]]) -> Encoded:
         rows: list[tuple[int, ...]] = []
@@ -101,9 +116,14 @@ class Encoder:
             positions = tuple(range(len(row) - count, len(row)))
             candidates.append(Candidate(index, positions, tuple(ids[-count:])))
         refuse_equal(example, [(rows[c.row], c.targets) for c in candidates])
+        start: list[int] = []
+        if example.answers:
+            start, cut = self._cut(prompt, self.max_length - self.max_new_tokens)
+            truncated |= cut
         return Encoded(
-            tuple(rows), tuple(candidates), example.label, truncated, right=example.right
-        )
+            tuple(rows), tuple(candidates), example.label, truncated, example.right,
+            tuple(start), example.answers,
+        )  # fmt: skip
 
     def _cut(self, ids: list[int], limit: int) -> tuple[list[int], bool]:
         if len(ids) <= limit:
@@ -131,40 +151,61 @@ class MaskedEncoder:
     Args:
         tokenizer: of transformers, with a mask token.
         max_length: longest row in tokens.
+        field_length: tokens that `Example.field` keeps, from its beginning; None for all.
     """
 
-    def __init__(self, tokenizer: Any, max_length: int) -> None:
+    def __init__(self, tokenizer: Any, max_length: int, field_length: int | None = None) -> None:
         if tokenizer.mask_token_id is None:
             raise UserError(
                 "model.kind = 'masked': the tokenizer has no mask token; this is a causal model"
             )
         self.tokenizer = tokenizer
         self.max_length = max_length
+        self.field_length = field_length
         self._special = set(tokenizer.all_special_ids)
         self._words: dict[str, int] = {}
 
     def __call__(self, examples: Sequence[Example]) -> list[Encoded]:
         """Encode in order; UserError if a label word is not one token of the model."""
         mask = self.tokenizer.mask_token
-        texts = [f"{e.prompt}{mask}{e.suffix}" for e in examples]
+        short = [self._shortened(example) for example in examples]
+        texts = [f"{e.prompt}{mask}{e.suffix}" for e in short]
         rows = self.tokenizer(texts)["input_ids"] if texts else []
-        return [self._encode(e, ids) for e, ids in zip(examples, rows, strict=True)]
+        return [
+            self._encode(example, ids, cut is not example)
+            for example, cut, ids in zip(examples, short, rows, strict=True)
+        ]
 
-    def _encode(self, example: Example, ids: list[int]) -> Encoded:
+    def _shortened(self, example: Example) -> Example:
+        """The example itself, or one whose field is cut to `field_length` tokens."""
+        if self.field_length is None or not example.field:
+            return example
+        ids = self.tokenizer(example.field, add_special_tokens=False)["input_ids"]
+        if len(ids) <= self.field_length:
+            return example
+        text = self.tokenizer.decode(
+            ids[: self.field_length], clean_up_tokenization_spaces=False
+        ).strip()
+        prompt, suffix = (
+            part.replace(example.field, text, 1) for part in (example.prompt, example.suffix)
+        )
+        return replace(example, prompt=prompt, suffix=suffix)
+
+    def _encode(self, example: Example, ids: list[int], shortened: bool) -> Encoded:
         if ids.count(self.tokenizer.mask_token_id) != 1:
             raise UserError(
                 f"task.masked.template: the text {example.prompt[:40]!r} holds the mask token "
                 f"{self.tokenizer.mask_token!r} itself"
             )
-        row, place, truncated = self._cut(ids)
+        row, place, cut = self._cut(ids)
         targets = [self._word(text) for text in example.candidates]
         refuse_equal(example, targets)
         return Encoded(
             (tuple(row),),
             tuple(Candidate(0, (place,), (token,)) for token in targets),
             example.label,
-            truncated,
-            right=example.right,
+            cut or shortened,
+            example.right,
         )
 
     def _word(self, text: str) -> int:

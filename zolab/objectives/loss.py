@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from zolab.objectives.batch import Batch
+from zolab.objectives.generate import Generator
+from zolab.objectives.metrics import best_f1
 from zolab.objectives.scorers import Scorer
 
 
@@ -20,10 +22,12 @@ class Objective:
     Attributes:
         name: value of `train.objective`.
         differentiable: whether it has a gradient.
+        label_only: whether it reads the right candidate alone.
     """
 
     name: str
     differentiable = True
+    label_only = False
 
     def terms(self, scorer: Scorer, batch: Batch, copies: int) -> Tensor:
         """float32 (copies, examples); their sum over `weight` is the loss."""
@@ -54,11 +58,10 @@ class LanguageModel(Objective):
     """
 
     name = "lm"
+    label_only = True
 
     def terms(self, scorer: Scorer, batch: Batch, copies: int) -> Tensor:
-        index = batch.labels[:, None]
-        scores = scorer.scores(batch, copies).gather(2, index.expand(copies, -1, 1))
-        return -(scores * batch.counts.gather(1, index))[:, :, 0]
+        return label_nll(scorer.scores(batch, copies), batch)
 
     def weight(self, batch: Batch) -> int:
         return batch.num_label_tokens
@@ -74,7 +77,46 @@ class NegativeAccuracy(Objective):
     differentiable = False
 
     def terms(self, scorer: Scorer, batch: Batch, copies: int) -> Tensor:
-        return -correct(scorer.scores(batch, copies), batch).float()
+        scores = scorer.scores(batch, copies)
+        terms = -correct(scores, batch).float()
+        return terms.masked_fill(scores.isnan().any(dim=-1), torch.nan)
+
+
+class NegativeF1(Objective):
+    """Minus the mean token F1 of greedily generated answers; has no gradient.
+
+    Source: MeZO (arXiv 2305.17333), section 3.3.
+
+    Args:
+        generator: decodes answers.
+    """
+
+    name = "f1"
+    differentiable = False
+
+    def __init__(self, generator: Generator) -> None:
+        self.generator = generator
+
+    def terms(self, scorer: Scorer, batch: Batch, copies: int) -> Tensor:
+        texts = self.generator.texts(scorer, batch.prompts, copies)
+        golds = batch.prompts.answers
+        scores = [
+            [torch.nan if text is None else best_f1(text, gold) for text, gold in each]
+            for each in (zip(part, golds, strict=True) for part in texts)
+        ]
+        return -torch.tensor(scores, dtype=torch.float32, device=scorer.device)
+
+
+def label_nll(scores: Tensor, batch: Batch) -> Tensor:
+    """Minus the log-probability of each right candidate: (copies, examples), nats.
+
+    Args:
+        scores: (copies, examples, width), mean log-probabilities a token.
+        batch: what they are of.
+    """
+    index = batch.labels[:, None]
+    chosen = scores.gather(2, index.expand(len(scores), -1, 1))
+    return -(chosen * batch.counts.gather(1, index))[:, :, 0]
 
 
 def correct(scores: Tensor, batch: Batch) -> Tensor:
@@ -88,6 +130,8 @@ def correct(scores: Tensor, batch: Batch) -> Tensor:
 
 
 OPTIONS, LM, ACCURACY = Options(), LanguageModel(), NegativeAccuracy()
+#: Objectives that are a likelihood, by name: what `dev/loss` can be.
+LIKELIHOODS: dict[str, Objective] = {"options": OPTIONS, "lm": LM}
 
 
 @dataclass

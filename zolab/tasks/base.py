@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from zolab import assets
+from zolab.config.forms import CAUSAL
 from zolab.config.rows import RowForm
-from zolab.data import Row, read_splits
+from zolab.data import Row, Sampling, read_folder, read_hub
+from zolab.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,7 @@ class Example:
         right: indices of all candidates that count as correct, where several do; empty means
             (label,).
         answers: gold texts of a generation task, any of which will do; empty for all others.
+        field: part of `prompt` or `suffix` that is shortened first, see `task.masked.field`.
     """
 
     prompt: str
@@ -34,6 +38,11 @@ class Example:
     suffix: str = ""
     right: tuple[int, ...] = ()
     answers: tuple[str, ...] = ()
+    field: str = ""
+
+    def only_label(self) -> Example:
+        """The same with the right candidate alone, which is all that LM loss reads."""
+        return replace(self, candidates=(self.candidates[self.label],), label=0, right=())
 
 
 class Task:
@@ -41,42 +50,71 @@ class Task:
 
     Args:
         name: name in tables.
-        path: embedded data set or a folder of JSON lines.
+        path: embedded data set or a folder of data files; None: from the hub.
+        hub: `task.hub` section of a checked config; read where `path` is None.
         num_train, num_dev, num_test: rows used at most; a larger split is sampled.
+        split_seed: seed of the rows drawn.
+        k: rows of each label in train and again in dev instead of num_train and num_dev.
         max_length: longest prompt with answer in tokens; None: what the model can take.
+        protocol: "causal" or "masked", as the model is.
 
     Attributes:
         metric: what `dev/` and `test/` report besides the loss: "accuracy" or "f1".
         objective: what `train.objective=auto` minimises: "options" (cross-entropy over all
             candidates' mean log-probabilities) or "lm" (the right candidate's tokens alone).
         form: what the task uses of a row; set by subclasses.
+        max_new_tokens: longest answer that is generated; 0 where nothing is.
+        field_length: tokens that `Example.field` keeps; None: all.
     """
 
     metric = "accuracy"
     objective = "options"
+    max_new_tokens = 0
+    field_length: int | None = None
     form: RowForm
 
     def __init__(
         self,
         name: str,
-        path: str,
+        path: str | None = None,
+        hub: dict[str, Any] | None = None,
         num_train: int = 1000,
         num_dev: int = 500,
         num_test: int = 1000,
+        split_seed: int = 0,
+        k: int | None = None,
         max_length: int | None = None,
+        protocol: str = CAUSAL,
     ) -> None:
         self.name = name
         self.path = path
-        self.sizes = {"train": num_train, "dev": num_dev, "test": num_test}
+        self.hub = hub
+        sizes = {"train": num_train, "dev": num_dev, "test": num_test}
+        self.sampling = Sampling(sizes, split_seed, k)
         self.max_length = max_length
+        self.protocol = protocol
 
-    def load(self, folder: Path) -> dict[str, list[Example]]:
-        """The examples of each split; UserError names file and line of a bad row."""
-        splits = read_splits(folder, self.sizes, self.form)
+    def load(self, folder: Path | None = None) -> dict[str, list[Example]]:
+        """The examples of train, dev and test.
+
+        Args:
+            folder: data files to read in place of those behind `path`.
+
+        Raises:
+            UserError: the data cannot be had, or a row cannot be used; names file and line.
+        """
+        if folder is None and self.path is not None:
+            folder = assets.locate_task(self.path)
+            if folder is None:
+                raise UserError(f"task.path = {self.path!r}: no such folder")
+        if folder is not None:
+            splits = read_folder(folder, self.sampling, self.form)
+        else:
+            splits = read_hub(self.hub or {}, self.sampling, self.form)
         return {name: [self.example(row) for row in rows] for name, rows in splits.items()}
 
     def example(self, row: Row) -> Example:
-        """One row as an example; raises UserError through `row.fail`."""
+        """One row, as its form allows it, as an example; raises UserError through `row.fail`."""
         raise NotImplementedError
 
 

@@ -40,7 +40,7 @@ from zolab.config.parts.probing import (
     TwoSided,
 )
 from zolab.config.parts.rules import Adam, FactorMomentum, Helene, Momentum, Sgd, Sign
-from zolab.config.parts.tasks import Classification
+from zolab.config.parts.tasks import Classification, Generation, MultipleChoice, Record
 
 #: slot -> (key that chooses, value of that key -> dataclass). The only such mapping.
 PARTS: dict[str, tuple[str, dict[str, type]]] = {
@@ -110,7 +110,15 @@ PARTS: dict[str, tuple[str, dict[str, type]]] = {
             "zolab.optim.LayerMask": LayerMask,
         },
     ),
-    "task": ("kind", {"classification": Classification}),
+    "task": (
+        "kind",
+        {
+            "classification": Classification,
+            "multiple_choice": MultipleChoice,
+            "generation": Generation,
+            "record": Record,
+        },
+    ),
     "launcher": ("kind", {"local": LocalLauncher, "slurm": SlurmLauncher}),
 }
 

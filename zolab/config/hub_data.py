@@ -1,0 +1,115 @@
+"""Data sets of the Hugging Face hub: found in the cache of `datasets` and pinned to a commit.
+
+No torch and no `datasets`: this runs while planning. As for models, what the cache holds is used as
+it is, so that a sweep means the same data from its first cell to its last.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from zolab.config.hub import COMMIT, TIMEOUT_SECONDS
+from zolab.errors import UserError, first_line
+
+
+def pin(hub: dict[str, Any]) -> str:
+    """The commit of a hub data set: that of the cached tables, else what the hub answers.
+
+    Args:
+        hub: checked `task.hub` section with a name.
+
+    Raises:
+        UserError: the data are not in the cache, and the hub does not have them, cannot be reached
+            or may not be asked (HF_HUB_OFFLINE, HF_DATASETS_OFFLINE).
+    """
+    return _pin(hub["name"], hub["config"], hub["revision"], str(cache_dir()))
+
+
+def cache_dir() -> Path:
+    """Where `datasets` keeps its tables: HF_DATASETS_CACHE, or `datasets` in HF_HOME."""
+    from huggingface_hub import constants
+
+    given = os.environ.get("HF_DATASETS_CACHE")
+    return Path(given or Path(constants.HF_HOME) / "datasets").expanduser()
+
+
+def cached_tables(cache: Path, name: str, config: str | None, revision: str | None) -> Path | None:
+    """Folder of a data set's Arrow files in the cache, the newest that fits; None if there is none.
+
+    The layout is `NAMESPACE___NAME/CONFIG/VERSION/COMMIT` with names in lower snake case. What a
+    tag or branch meant when it was fetched is not kept there, so only a commit is looked for.
+    """
+    commit = revision if revision and COMMIT.fullmatch(revision) else None
+    *space, last = name.split("/")
+    folder = cache / "___".join([*space, _snake(last)])
+    found = [
+        entry
+        for entry in folder.glob(f"{config or '*'}/*/*")
+        if (entry / "dataset_info.json").is_file() and (commit is None or commit == entry.name)
+    ]
+    if config is None and len({entry.parent.parent.name for entry in found}) > 1:
+        names = ", ".join(sorted({entry.parent.parent.name for entry in found}))
+        raise UserError(f"task.hub.config must be given: the cache has {names} of {name}")
+    return max(found, key=lambda entry: entry.stat().st_mtime, default=None)
+
+
+def fetch_command(name: str, config: str | None, revision: str | None) -> str:
+    """What to run where there is a network."""
+    more = f", {config!r}" if config else ""
+    more += f", revision={revision!r}" if revision else ""
+    return f'python -c "from datasets import load_dataset; load_dataset({name!r}{more})"'
+
+
+@functools.cache
+def _pin(name: str, config: str | None, revision: str | None, cache: str) -> str:
+    found = cached_tables(Path(cache), name, config, revision)
+    if found is not None:
+        return found.name
+    try:
+        return _ask(name, revision)
+    except _NoAnswer as reason:
+        raise UserError(
+            f"task.hub.name = {name!r}: not in the cache of datasets ({reason}); fetch it where "
+            f"there is a network with `{fetch_command(name, config, revision)}`, or give a folder "
+            "in task.path"
+        ) from None
+
+
+class _NoAnswer(Exception):
+    """Why the hub said neither yes nor no."""
+
+
+def _ask(name: str, revision: str | None) -> str:
+    """The commit that the hub names, in one request."""
+    from huggingface_hub import HfApi, is_offline_mode
+    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+
+    for variable in ("HF_DATASETS_OFFLINE", "HF_HUB_OFFLINE"):
+        if is_offline_mode() or os.environ.get(variable, "0").upper() in ("1", "ON", "YES", "TRUE"):
+            raise _NoAnswer(f"{variable} is set")
+    try:
+        commit = HfApi().dataset_info(name, revision=revision, timeout=TIMEOUT_SECONDS).sha
+    except RevisionNotFoundError:
+        raise UserError(
+            f"task.hub.revision = {revision!r}: {name} has no such commit, tag or branch"
+        ) from None
+    except RepositoryNotFoundError:
+        raise UserError(
+            f"task.hub.name = {name!r}: no such data set on the hub, or a private one "
+            "(`hf auth login`)"
+        ) from None
+    except Exception as error:  # the transport's own kinds differ between versions of the hub
+        raise _NoAnswer(f"the hub cannot be reached: {first_line(error)}") from error
+    if not commit or not COMMIT.fullmatch(commit):
+        raise _NoAnswer(f"the hub named no commit but {commit!r}")
+    return commit
+
+
+def _snake(name: str) -> str:
+    """`SetFitData` -> `set_fit_data`, as the cache writes it."""
+    name = re.sub(r"([A-Z]+)([A-Z][a-z])", r"\1_\2", name)
+    return re.sub(r"([a-z\d])([A-Z])", r"\1_\2", name).lower()

@@ -91,7 +91,7 @@ MISTAKES = [
     ("model.path=/no/model", "model.path = '/no/model': no such folder"),
     ("model.path=models/mine", "model.path = 'models/mine': no such folder, and it is not in the"),
     ("task.path=/no/data", "task.path = '/no/data': no such folder"),
-    ("task=sst2", "task.path must be given"),
+    ("task=sst2", "task.hub.name = 'nyu-mll/glue': not in the cache of datasets"),
     ("run_root=${nowhere}", "run_root: "),
     ("optimizer.lr=[1", "optimizer.lr=[1: not a valid override"),
     ("optimizer=null", "optimizer=null: optimizer takes the name of a choice"),

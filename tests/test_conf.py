@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from tests import fake_hub
+from tests.tasks import own_rows
 from zolab import compose
 from zolab.config import CONF_DIR, GROUPS, PARTS, TARGETS, all_keys, check_tree
 from zolab.config.check import choice_name
@@ -36,25 +37,18 @@ FIXED = {
 }
 
 
-@pytest.fixture
-def data_dir(tmp_path: Path) -> Path:
-    folder = tmp_path / "data"
-    folder.mkdir()
-    for name in ("train.jsonl", "test.jsonl"):
-        (folder / name).write_text('{"sentence": "fine", "label": 1}\n' * 2)
-    return folder
-
-
 @pytest.fixture(autouse=True)
 def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the YAMLs of hub models name, as if downloaded."""
     fake_hub.fill(fake_hub.use(tmp_path / "hub", monkeypatch))
 
 
-def _needs(group: str, name: str, data_dir: Path | None = None) -> list[str]:
+def _needs(group: str, name: str, folder: Path) -> list[str]:
     if (group, name) == ("optimizer/rule", "factor_momentum"):
         return ["optimizer/direction=lazy_low_rank"]
-    return [f"task.path={data_dir}"] if (group, name) == ("task", "sst2") else []
+    if group == "task":
+        return [f"task.path={own_rows.write(name, folder / 'data')}", *own_rows.own_data(name)]
+    return []
 
 
 def _keys(tree: Any, prefix: str = "") -> set[str]:
@@ -92,8 +86,9 @@ def test_every_group_has_a_folder_and_every_folder_a_group() -> None:
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.relative_to(CONF_DIR).as_posix())
 def test_yaml_begins_with_what_it_is_and_a_command_that_composes(
-    file: Path, data_dir: Path
+    file: Path, tmp_path: Path
 ) -> None:
+    rows = own_rows.write(file.stem if file.parent.name == "task" else "sst2", tmp_path / "data")
     lines = file.read_text().splitlines()
     if lines[0] == "# @package _global_":
         lines = lines[1:]
@@ -101,7 +96,7 @@ def test_yaml_begins_with_what_it_is_and_a_command_that_composes(
     commands = [line.removeprefix("#   zolab") for line in header if line.startswith("#   zolab")]
     assert len(header) > len(commands) > 0
     for command in commands:
-        words = shlex.split(command.replace("=DIR", f"={data_dir}").replace("=NAME", "=x"))
+        words = shlex.split(command.replace("=DIR", f"={rows}").replace("=NAME", "=x"))
         multirun = "-m" in words
         overrides = compose.prepare_overrides(word for word in words if word != "-m")
         if multirun:
@@ -110,8 +105,8 @@ def test_yaml_begins_with_what_it_is_and_a_command_that_composes(
 
 
 @pytest.mark.parametrize(("group", "name"), CHOICES)
-def test_yaml_composes_and_spells_out_every_key(group: str, name: str, data_dir: Path) -> None:
-    config = compose.compose([f"{group}={name}", *_needs(group, name, data_dir)])
+def test_yaml_composes_and_spells_out_every_key(group: str, name: str, tmp_path: Path) -> None:
+    config = compose.compose([f"{group}={name}", *_needs(group, name, tmp_path)])
     cell = compose.check(config)
     tree = compose.resolve(config)
     del tree["grid"]
@@ -131,6 +126,7 @@ def test_defaults_of_the_schema_are_those_of_the_yaml() -> None:
             "path": "uci_sent",
             "template": "{sentence} It was",
             "label_words": [" terrible", " great"],
+            "masked": {"template": "{sentence} It was {mask}.", "max_length": 128},
         },
         "optimizer": {"_target_": "zolab.optim.ZeroOrder"},
     }
@@ -150,8 +146,8 @@ def test_schema_names_the_arguments_of_its_class(target: str) -> None:
     ("group", "name"),
     [(g, n) for g, n in CHOICES if g.startswith("optimizer/") or g == "sparsity"],
 )
-def test_part_builds(group: str, name: str) -> None:
-    node = compose.check(compose.compose([f"{group}={name}", *_needs(group, name)]))
+def test_part_builds(group: str, name: str, tmp_path: Path) -> None:
+    node = compose.check(compose.compose([f"{group}={name}", *_needs(group, name, tmp_path)]))
     for key in group.split("/"):
         node = node[key]
     part = compose.build(node)
@@ -326,7 +322,7 @@ def test_values_are_converted_to_declared_types() -> None:
         ({"task.label_words": [" a", " a"]}, "expected at least two different words"),
         ({"task.template": "no field"}, "at least one field of the data in braces"),
         ({"task.template": "{a"}, "task.template = '{a'"),
-        ({"task.template": "{a:.2f}"}, "task.template = '{a:.2f}': fields are filled in as texts"),
+        ({"task.template": "{a:.2f}"}, "'.2f' is not a filter"),
         ({"task.path": "???"}, "task.path must be given"),
         ({"task.kind": "regression"}, "task.kind = 'regression': expected one of classification"),
         ({"seed": -1}, "seed = -1: expected a whole number >= 0"),

@@ -152,7 +152,7 @@ def locate_task(task: dict[str, Any]) -> Path | None:
             raise UserError(f"task.path = {path!r}: both {' and '.join(found)}; keep one of them")
         if not found and split != "dev":
             raise UserError(
-                f"task.path = {path!r}: no {split}.jsonl (or .csv, .tsv) in that folder"
+                f"task.path = {path!r}: no {split}.jsonl in that folder (nor .csv, .tsv)"
             )
     return folder
 

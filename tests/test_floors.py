@@ -29,6 +29,7 @@ FLOORS = {
     "zolab.integrations": 1,
     "zolab.evaluate": 2,
     "zolab.prepare": 2,
+    "zolab.tally": 2,
     "zolab.train": 2,
     "zolab.learner": 2,
     "zolab.baselines": 2,

@@ -34,11 +34,12 @@ from zolab.optim.selfcheck import SelfCheckError, settle_placement
 from zolab.prepare import Study, study_of, task_of
 from zolab.process import Preempted, describe
 from zolab.progress import Progress
+from zolab.tally import Counters, Metrics
 from zolab.tasks import KINDS
 from zolab.tasks.base import fingerprint
 from zolab.tracking.schema import SCHEMA_VERSION
 from zolab.tracking.wandb import WandbMirror
-from zolab.train import Counters, Job, Metrics, train
+from zolab.train import Job, train
 
 
 def run_dir(path: str | Path) -> dict[str, Any]:

@@ -25,59 +25,7 @@ from zolab.objectives import PAD_UNIT, BatchLoss, Encoded, Scorer
 from zolab.prepare import Study
 from zolab.process import Preempted, resident_bytes, stop_asked
 from zolab.progress import Progress
-from zolab.tracking.local import JsonLines, read_rows
-from zolab.tracking.wandb import WandbMirror
-
-
-@dataclass
-class Counters:
-    """Running sums that are functions of the steps taken, so a resume recomputes them."""
-
-    forwards: int = 0
-    examples: int = 0
-    zero_steps: int = 0
-    coefficients: int = 0
-    zero_coefficients: int = 0
-    nonfinite: int = 0
-    nonfinite_in_a_row: int = 0
-
-    def add(
-        self, num_forwards: int, num_examples: int, coefficients: Sequence[float] | None
-    ) -> None:
-        """Count one step; coefficients None means that its loss was not finite."""
-        self.forwards += num_forwards
-        self.examples += num_examples
-        if coefficients is None:
-            self.nonfinite += 1
-            self.nonfinite_in_a_row += 1
-            return
-        self.nonfinite_in_a_row = 0
-        self.zero_steps += bool(coefficients) and not any(coefficients)
-        self.coefficients += len(coefficients)
-        self.zero_coefficients += sum(c == 0.0 for c in coefficients)
-
-
-class Metrics:
-    """metrics.jsonl and its mirror; a row that is already there is not written again."""
-
-    def __init__(self, run_dir: Path) -> None:
-        self._lines = JsonLines(run_dir / "metrics.jsonl")
-        self.rows: dict[int, dict[str, Any]] = {
-            row["step"]: row for row in read_rows(run_dir / "metrics.jsonl")
-        }
-        self.mirror: WandbMirror | None = None
-
-    def write(self, row: dict[str, Any]) -> None:
-        """Append a row, first to the file, then to the mirror."""
-        self._lines.write(row)
-        self.rows[row["step"]] = row
-        if self.mirror is not None:
-            self.mirror.log(row)
-
-    def close(self, exit_code: int) -> None:
-        self._lines.close()
-        if self.mirror is not None:
-            self.mirror.close(exit_code)
+from zolab.tally import Counters, Metrics
 
 
 @dataclass

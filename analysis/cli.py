@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from analysis import DEFAULT_BASELINE, SOURCES
 from zolab.errors import UserError
@@ -18,8 +19,29 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f"{message} (see {self.prog} --help)")
 
 
+class _Reading:
+    """A bar over the logs that are being read, on a terminal only."""
+
+    def __enter__(self) -> _Reading:
+        self._bar: Any = None
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def show(self, done: int, total: int) -> None:
+        """Tell that `done` of `total` logs have been read."""
+        if self._bar is None and total > 1 and sys.stderr.isatty():
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=total, desc="reading", unit="log", leave=False)
+        if self._bar is not None:
+            self._bar.update(done - self._bar.n)
+
+
 def report(argv: Sequence[str]) -> int:
-    """Run `report RUNS --out DIR [--source local|wandb|online] [--baseline NAME]`.
+    """Run `report RUNS --out DIR [--source …] [--baseline NAME] [--target RULE]`.
 
     Args:
         argv: the words behind the verb.
@@ -52,9 +74,27 @@ def report(argv: Sequence[str]) -> int:
         metavar="NAME",
         help=f"method to compare with, as named in the tables (default: {DEFAULT_BASELINE})",
     )
+    parser.add_argument(
+        "--target",
+        metavar="RULE",
+        default="final",
+        help="level of the time-to-target tables: final (the baseline's, default), fraction:0.9 "
+        "of its way there, or absolute:0.8",
+    )
     args = parser.parse_args(argv)
     # Behind the parser, so that --help does not wait for polars and plotly.
     from analysis.report import build
+    from analysis.targets import parse_target
 
-    print(build(args.runs, args.out, source=args.source, baseline=args.baseline).text, end="")
+    target = parse_target(args.target)
+    with _Reading() as reading:
+        result = build(
+            args.runs,
+            args.out,
+            source=args.source,
+            baseline=args.baseline,
+            target=target,
+            watch=reading.show,
+        )
+    print(result.text, end="")
     return 0

@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 
 from analysis import stats
+from analysis.curves import PHASES
 from analysis.methods import Group, Method
 from analysis.stats import Array
 from analysis.tables import Table
 
 COLUMNS = (
     "model", "task", "method", "num_runs", "step_seconds", "step_seconds_sd", "forward_share",
-    "train_seconds", "peak_bytes", "run_ids",
+    *(f"{phase}_seconds" for phase in PHASES), "train_seconds", "peak_bytes", "run_ids",
 )  # fmt: skip
 _MIB = 1 << 20
 
@@ -28,7 +29,8 @@ def csv_rows(groups: Sequence[Group]) -> list[dict[str, Any]]:
     """One record per model, task and method (see `COLUMNS`).
 
     `step_seconds` is the mean over runs of each run's median step, `forward_share` the share of it
-    spent in forward passes (NaN with back-propagation), `train_seconds` the mean over runs,
+    spent in forward passes (NaN with back-propagation), `<part>_seconds` the same for each part of
+    a step that was logged (evaluation: one evaluation on dev), `train_seconds` the mean over runs,
     `peak_bytes` the largest of all runs. NaN where nothing was logged.
     """
     rows = []
@@ -44,6 +46,10 @@ def csv_rows(groups: Sequence[Group]) -> list[dict[str, Any]]:
                     "step_seconds": stats.mean(step),
                     "step_seconds_sd": stats.sd(step),
                     "forward_share": stats.mean(_perf(method, "forward_share")),
+                    **{
+                        f"{phase}_seconds": stats.mean(_perf(method, f"{phase}_seconds"))
+                        for phase in PHASES
+                    },
                     "train_seconds": stats.mean(_perf(method, "train_seconds")),
                     "peak_bytes": float(peak.max()) if peak.size else float("nan"),
                     "run_ids": " ".join(curve.run_id for curve in method.done),
@@ -82,6 +88,71 @@ def cost_table(group: Group) -> Table:
         "the time."
     ]
     return Table("Time and memory", headers, rows, notes)
+
+
+def phase_table(group: Group) -> Table | None:
+    """Where the time of a step goes; None when no run logged more than its forwards."""
+    records = csv_rows([group])
+    shown = [
+        phase
+        for phase in PHASES
+        if any(np.isfinite(record[f"{phase}_seconds"]) for record in records)
+    ]
+    if set(shown) <= {"forward"}:
+        return None
+    in_step = [phase for phase in shown if phase != "evaluation"]
+    rows = []
+    for record in records:
+        step = record["step_seconds"]
+        if not np.isfinite(step):
+            continue
+        parts = [record[f"{phase}_seconds"] for phase in in_step]
+        cells = [record["method"], _or_dash(step * 1e3, ".1f")]
+        cells += [_or_dash(part * 1e3, ".2f") for part in parts]
+        cells.append(_or_dash((step - float(np.nansum(parts))) * 1e3, ".2f"))
+        if "evaluation" in shown:
+            cells.append(_or_dash(record["evaluation_seconds"] * 1e3, ",.0f"))
+        rows.append(cells)
+    headers = ["method", "ms per step", *in_step, "rest"]
+    headers += ["one evaluation"] * ("evaluation" in shown)
+    notes = [
+        "Milliseconds; medians over a run's log rows, then means over seeds. “rest”: what no part "
+        "accounts for; where perturbing and updating are not timed apart, it is those two."
+    ]
+    return Table("Where a step's time goes", headers, rows, notes)
+
+
+def memory_table(groups: Sequence[Group]) -> Table | None:
+    """Peak memory by model and method over all tasks; None when nothing was logged.
+
+    A model's rows are in the order of its size where sizes were logged.
+    """
+    peaks: dict[tuple[float, str], dict[str, float]] = {}
+    for group in groups:
+        for method in group.methods:
+            sizes, peak = _perf(method, "num_params"), _perf(method, "peak_bytes")
+            key = (float(sizes.max()) if sizes.size else float("inf"), group.model)
+            mine = peaks.setdefault(key, {})
+            if peak.size:
+                mine[method.label] = max(mine.get(method.label, 0.0), float(peak.max()))
+    rows = []
+    for (size, model), methods in sorted(peaks.items()):
+        inference = min(
+            (methods[m.label] for g in groups for m in g.methods
+             if g.model == model and m.zero_shot and m.label in methods),
+            default=float("nan"),
+        )  # fmt: skip
+        for label, peak in methods.items():
+            cells = [model, _or_dash(size / 1e6, ",.1f"), label, _or_dash(peak / _MIB, ",.0f")]
+            rows.append([*cells, _or_dash(peak / inference, ".2f")])
+    if not rows:
+        return None
+    notes = [
+        "Largest peak over all runs and tasks: of the whole process on CPU, of the allocator on "
+        "CUDA. “of inference”: divided by the peak of the run that only evaluates."
+    ]
+    headers = ["model", "million weights", "method", "peak MiB", "of inference"]
+    return Table("Memory by model and method", headers, rows, notes)
 
 
 def _or_dash(value: float, form: str) -> str:

@@ -21,6 +21,7 @@ import polars as pl
 from analysis import DEFAULT_BASELINE
 from analysis.curves import Curve, curves_of
 from analysis.runs import Runs, is_zero_shot
+from analysis.targets import FINAL, Target
 from analysis.variants import Variant, variants, without_twins
 from zolab.errors import UserError, nearest
 
@@ -36,6 +37,10 @@ class Method:
         selected_by: dev key by which the rate was chosen.
         zero_shot: no training: a constant.
         first_order: trained by back-propagation.
+        optimizer: name of the optimizer, without its mask.
+        mask: name of the mask, "none" for all weights.
+        share: share of the weights that the mask freezes.
+        config: resolved config of one of the runs, dotted key to text.
         done: finished runs by seed.
         unfinished: runs of that rate that began and have no final row: told, but in no number.
     """
@@ -46,6 +51,10 @@ class Method:
     selected_by: str
     zero_shot: bool
     first_order: bool
+    optimizer: str
+    mask: str
+    share: float
+    config: dict[str, str]
     done: tuple[Curve, ...]
     unfinished: tuple[Curve, ...]
 
@@ -61,6 +70,7 @@ class Group:
         methods: without training first, then the baseline, then the rest by label, back-propagation
             last.
         baseline: the method the others are compared with, if it was run here.
+        target: rule for the level of time-to-target tables.
     """
 
     model: str
@@ -68,6 +78,7 @@ class Group:
     metric: str
     methods: tuple[Method, ...]
     baseline: Method | None
+    target: Target = FINAL
 
     @property
     def higher_is_better(self) -> bool:
@@ -80,12 +91,15 @@ class Group:
         return tuple(method for method in self.methods if not method.zero_shot)
 
 
-def group_runs(runs: Runs, baseline: str | None = None) -> tuple[list[Group], list[str]]:
+def group_runs(
+    runs: Runs, baseline: str | None = None, target: Target = FINAL
+) -> tuple[list[Group], list[str]]:
     """Sort runs into models × tasks × methods.
 
     Args:
         runs: what a reader returned.
         baseline: label of the method to compare with; None means "mezo" where it was run.
+        target: rule for the level of time-to-target tables.
 
     Returns:
         The groups that have a finished run, by model and task, and sentences for the notes.
@@ -124,7 +138,7 @@ def group_runs(runs: Runs, baseline: str | None = None) -> tuple[list[Group], li
                 f"{model} on {task}: no one finished method is called {missing}: no speedup"
             )
         methods.sort(key=lambda m, base=base: (_rank_in_table(m, base), m.label))
-        groups.append(Group(model, task, _metric(methods), tuple(methods), base))
+        groups.append(Group(model, task, _metric(methods), tuple(methods), base, target))
     return groups, notes
 
 
@@ -223,6 +237,10 @@ def _one_method(variant: Variant, curves: dict[str, Curve]) -> Method:
         selected_by=key,
         zero_shot=zero_shot,
         first_order=".baselines." in first["optimizer_target"] and not zero_shot,
+        optimizer=first["optimizer"],
+        mask=first["sparsity"],
+        share=first["sparsity_share"],
+        config={k[7:]: v for k, v in first.items() if k.startswith("config.") and v is not None},
         done=tuple(curve for curve in by_lr[best] if curve.done),
         unfinished=tuple(curve for curve in by_lr[best] if not curve.done),
     )

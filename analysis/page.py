@@ -15,33 +15,34 @@ from typing import Any
 import plotly.graph_objects as go
 import plotly.offline
 
-from analysis import SOURCE_NAMES, plots
-from analysis.convergence import budget_table, main_table, rate_table
-from analysis.cost import cost_table
+from analysis import plots
+from analysis.contents import Contents
 from analysis.methods import Group
 from analysis.runs import Runs
-from analysis.speedup import speedup_table
 from analysis.tables import Table, rate
 
 #: Config keys that say where a run was, not what it was.
 _WHERE = ("run_root", "tracking", "launcher", "sweep")
 
 
-def page(groups: Sequence[Group], runs: Runs, notes: Sequence[str], colour: dict[str, str]) -> str:
+def page(report: Contents, runs: Runs, colour: dict[str, str]) -> str:
     """The whole page.
 
     Args:
-        groups: what to show, in this order.
+        report: what to show.
         runs: all runs, for the list at the end.
-        notes: sentences about skipped or damaged logs.
         colour: colour of each method label.
     """
+    groups = report.groups
     blocks: list[str] = []
     for number, group in enumerate(groups):
         if len(groups) > 1:
             heading = _text(f"{group.model} on {group.task}")
             blocks.append(f'<h2 id="g{number}">{heading}</h2>')
-        blocks.append(_group(number, group, colour))
+        blocks.append(_group(number, group, report.mains[number], report.details[number], colour))
+    if report.overall:
+        blocks.append('<h2 id="all">Over all of them</h2>')
+        blocks += [_card(_heading(table) + _table(table, colour, {})) for table in report.overall]
     done = int((runs.runs["state"] == "done").sum())
     title = ", ".join(f"{group.model} on {group.task}" for group in groups[:3])
     title += ", …" if len(groups) > 3 else ""
@@ -53,36 +54,33 @@ def page(groups: Sequence[Group], runs: Runs, notes: Sequence[str], colour: dict
         title=_text(f"zolab report: {title}"),
         css=_asset("page.css"),
         heading=_text(title),
-        sub=f"{done} finished of {runs.runs.height} runs, read from " + SOURCE_NAMES[runs.source],
-        nav=f'<nav>{links}<a href="#runs">runs</a></nav>' if len(groups) > 1 else "",
+        sub=f"{done} finished of {runs.runs.height} runs",
+        nav=f'<nav>{links}<a href="#all">all</a><a href="#runs">runs</a></nav>'
+        if len(groups) > 1
+        else "",
         body="\n".join(blocks),
-        notes=_notes(notes),
+        notes=_notes(report.notes),
         runs=_run_list(runs),
         plotly=plotly.offline.get_plotlyjs(),
         js=_asset("page.js"),
     )
 
 
-def _group(number: int, group: Group, colour: dict[str, str]) -> str:
-    """Everything about one model on one task."""
+def _group(
+    number: int, group: Group, main: Table, details: Sequence[Table], colour: dict[str, str]
+) -> str:
+    """Everything about one model on one task; figures stand before the table they draw."""
     marks = {method.label: "flat" for method in group.methods if method.zero_shot}
     if group.baseline is not None:
         marks[group.baseline.label] = "base"
-    parts = [
-        _card(_table(main_table(group), colour, marks)),
-    ]
+    parts = [_card(_table(main, colour, marks))]
     figures = plots.convergence_figures(group, colour)
     if figures:
         parts.append(_figure_card(f"fig{number}c", "Convergence on dev", figures))
     bars = plots.speedup_figure(group, colour)
-    table = speedup_table(group)
-    if table is not None:
-        parts.append(_card(_heading(table) + _table(table, colour, marks)))
     if bars is not None:
         parts.append(_figure_card(f"fig{number}s", "Speedup to the same level", [("", bars)]))
-    for table in (budget_table(group), cost_table(group), rate_table(group)):
-        if table is not None:
-            parts.append(_card(_heading(table) + _table(table, colour, marks)))
+    parts += [_card(_heading(table) + _table(table, colour, marks)) for table in details]
     return "\n".join(parts)
 
 
@@ -175,7 +173,6 @@ def _run_row(row: dict[str, Any], keys: Sequence[str], test: dict[tuple[str, str
     shown = "–" if value is None else f"{value:.4f}"
     step = "–" if row["last_step"] is None else f"{row['last_step']:,}"
     state = row["state"]
-    reported = row["reported"] if state != "done" and row["reported"] else ""
     differing = [f"{key[7:]} = {row[key]}" for key in keys if row[key] is not None]
     lr = "" if row["lr"] is None else f"lr {rate(row['lr'])}, "
     config = "<br>".join(f"<code>{_text(line)}</code>" for line in differing)
@@ -184,9 +181,7 @@ def _run_row(row: dict[str, Any], keys: Sequence[str], test: dict[tuple[str, str
         f"<td><code>{_text(row['run_id'])}</code></td>",
         f'<td class="left">{_text(method)}</td>',
         f'<td class="left">{row["seed"]}</td>',
-        f'<td class="left wrap"><span class="{state.replace(" ", "-")}">{state}</span>'
-        + (f" <code>{_text(reported)}</code>" if reported else "")
-        + "</td>",
+        f'<td class="left wrap"><span class="{state.replace(" ", "-")}">{state}</span></td>',
         f'<td class="left">{step}</td>',
         f'<td class="left">{shown}</td>',
         f'<td class="left wrap">{fold if differing else ""}</td>',

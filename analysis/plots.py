@@ -1,4 +1,4 @@
-"""Interactive figures (plotly) and the static one for papers and READMEs (matplotlib).
+"""Interactive figures (plotly) for the page and the dashboard.
 
 Everything drawn is a function of the logs: no ids, times or random numbers enter a figure.
 """
@@ -6,7 +6,6 @@ Everything drawn is a function of the logs: no ids, times or random numbers ente
 from __future__ import annotations
 
 import html
-import io
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -16,20 +15,20 @@ import plotly.graph_objects as go
 
 from analysis import stats
 from analysis.convergence import final_values, mean_curve
-from analysis.methods import Group, Method
+from analysis.methods import Group
 from analysis.speedup import AXES, compare, target_level
 from analysis.tables import metric_name, scale
-from zolab.tracking.schema import BACKPROP_FORWARDS
 
 #: Okabe and Ito's colours, which colour-blind readers can tell apart, without black and yellow:
 #: these are readable on white and on dark ground.
 _PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6BB1", "#8C564B")
 _CONSTANTS = ("#8a8f98", "#5f6772", "#a3a9b3")
 _DASHES = ("dash", "dot", "dashdot")
-_AXIS_TITLES = {
+AXIS_TITLES = {
     "forwards_total": "forward passes",
     "step": "steps",
     "train_seconds": "training seconds",
+    "gpu_seconds": "GPU seconds",
 }
 
 
@@ -48,7 +47,7 @@ def convergence_figures(group: Group, colour: dict[str, str]) -> list[tuple[str,
     are dashed horizontal lines.
     """
     figures = []
-    for axis, title in _AXIS_TITLES.items():
+    for axis, title in AXIS_TITLES.items():
         figure = _convergence(group, colour, axis)
         if figure is not None:
             figures.append((title, figure))
@@ -113,7 +112,7 @@ def _convergence(group: Group, colour: dict[str, str], axis: str) -> go.Figure |
                     hovertemplate="%{y:.2f}",
                 )
             )
-    layout = _layout(_AXIS_TITLES[axis], f"dev {metric_name(group.metric)}")
+    layout = _layout(AXIS_TITLES[axis], f"dev {metric_name(group.metric)}")
     layout["hovermode"] = "closest"
     return go.Figure(data, layout)
 
@@ -191,81 +190,3 @@ def _layout(x_title: str, y_title: str) -> dict[str, Any]:
         "legend": {"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom", "x": 0},
         "height": 440,
     }
-
-
-def static_figures(groups: Sequence[Group], colour: dict[str, str]) -> dict[str, bytes]:
-    """`convergence.svg` and `convergence.png`: dev metric over forwards, one panel per group.
-
-    Returns:
-        File name to content; empty when matplotlib is not installed or nothing was trained.
-    """
-    try:
-        import matplotlib
-        from matplotlib.figure import Figure
-    except ImportError:
-        return {}
-    shown = [group for group in groups if group.trained]
-    if not shown:
-        return {}
-    columns = min(len(shown), 3)
-    lines = -(-len(shown) // columns)
-    # A fixed salt and no date make the SVG the same bytes every time.
-    style = {"svg.hashsalt": "zolab", "font.family": "DejaVu Sans", "font.size": 9}
-    with matplotlib.rc_context({**matplotlib.rcParamsDefault, "backend": "agg", **style}):
-        size = (max(7.2, 4.6 * columns), 4.2 * lines)
-        figure = Figure(figsize=size, layout="constrained", facecolor="white")
-        panels = figure.subplots(lines, columns, squeeze=False).ravel()
-        for panel, group in zip(panels, shown, strict=False):
-            _panel(panel, group, colour)
-        for panel in panels[len(shown) :]:
-            panel.set_axis_off()
-        # One legend for all panels, below them: inside a panel it would cover a line.
-        handles = {
-            text: handle
-            for panel in panels
-            for handle, text in zip(*panel.get_legend_handles_labels(), strict=True)
-        }
-        figure.legend(
-            list(handles.values()), list(handles), loc="outside lower center", ncols=2 + columns,
-            frameon=False, fontsize=8,
-        )  # fmt: skip
-        files = {}
-        for kind, options in (("svg", {}), ("png", {"dpi": 160})):
-            buffer = io.BytesIO()
-            metadata = {"Date": None} if kind == "svg" else {"Software": None}
-            figure.savefig(buffer, format=kind, metadata=metadata, **options)
-            files[f"convergence.{kind}"] = buffer.getvalue()
-    return files
-
-
-def _panel(panel: Any, group: Group, colour: dict[str, str]) -> None:
-    """One matplotlib panel: lines with bands, constants dashed, legend below."""
-    key, factor = f"dev/{group.metric}", scale(group.metric)
-    axis = "forwards_total"
-    for method in group.trained:
-        cost, centre, spread = mean_curve(method, key, axis)
-        if not cost.size:
-            continue
-        ink = colour[method.label]
-        low, high = (centre - spread) * factor, (centre + spread) * factor
-        panel.fill_between(cost, low, high, color=ink, alpha=0.15, linewidth=0)
-        panel.plot(cost, centre * factor, color=ink, marker="o", markersize=3, label=_tex(method))
-    for i, method in enumerate(m for m in group.methods if m.zero_shot):
-        height = stats.mean(final_values(method, key)) * factor
-        style = ("--", ":", "-.")[i % 3]
-        panel.axhline(height, color=colour[method.label], linestyle=style, label=_tex(method))
-    panel.set_xlabel(f"{_AXIS_TITLES[axis]} (a back-propagation step counts {BACKPROP_FORWARDS})")
-    panel.set_ylabel(f"dev {metric_name(group.metric)}")
-    panel.set_title(_escape(f"{group.model} on {group.task}"), fontsize=10)
-    panel.spines[["top", "right"]].set_visible(False)
-    panel.grid(alpha=0.25)
-
-
-def _tex(method: Method) -> str:
-    return _escape(method.label)
-
-
-def _escape(text: str) -> str:
-    """Text that matplotlib neither reads as a formula nor, for a leading `_`, hides."""
-    text = text.replace("$", r"\$")
-    return f" {text}" if text.startswith("_") else text

@@ -1,4 +1,4 @@
-"""From a folder of runs to a folder with the report."""
+"""From logs to a folder with the report."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from analysis import SOURCE_NAMES, convergence, cost, plots, speedup, tables
+from analysis import SOURCE_NAMES, figures, latex, plots, speedup, tables
+from analysis.contents import Contents, contents, csv_files
 from analysis.methods import Group, group_runs
 from analysis.page import page
+from analysis.reading.log import Watch
 from analysis.runs import Runs, read
+from analysis.targets import FINAL, Target
 from zolab.errors import UserError
 
 
@@ -30,37 +33,44 @@ class ReportResult:
 
 
 def build(
-    runs: Path | str, out: Path, *, source: str = "local", baseline: str | None = None
+    runs: Path | str,
+    out: Path,
+    *,
+    source: str = "local",
+    baseline: str | None = None,
+    target: Target = FINAL,
+    watch: Watch | None = None,
 ) -> ReportResult:
-    """Read the runs and write `report.md`, the CSVs, `index.html` and the static figure.
+    """Read the runs and write the report: Markdown, LaTeX, CSVs, figures and a page.
 
-    The same logs give the same bytes, and the CSVs do not depend on `source`.
+    The same logs give the same bytes, whatever the source.
 
     Args:
         runs: folder of run folders; for "online" a wandb project.
         out: folder for the report, made if missing; files of an earlier report are replaced.
         source: "local", "wandb" (the offline `.wandb` files alone) or "online".
         baseline: label of the method to compare with; None means "mezo" where it was run.
+        target: rule for the level of time-to-target tables.
+        watch: told of every log that has been read.
 
     Raises:
         UserError: no run, no finished run, an unknown source or baseline, or `out` cannot be
             written. Nothing is written then.
     """
-    logs = read(runs, source)
-    groups, notes = group_runs(logs, baseline)
-    notes = [*logs.notes, *notes, *_without_target(groups)]
+    logs = read(runs, source, watch=watch)
+    groups, notes = group_runs(logs, baseline, target)
+    report = contents(groups, logs, [*logs.notes, *notes, *_without_target(groups)])
     colour = plots.colours(groups)
-    figures = plots.static_figures(groups, colour)
-    files: dict[str, bytes] = {
-        "report.md": _markdown(groups, logs, notes, "convergence.svg" in figures).encode(),
-        "index.html": page(groups, logs, notes, colour).encode(),
-        "convergence.csv": tables.csv_text(
-            convergence.csv_rows(groups), convergence.COLUMNS
-        ).encode(),
-        "speedup.csv": tables.csv_text(speedup.csv_rows(groups), speedup.COLUMNS).encode(),
-        "time_memory.csv": tables.csv_text(cost.csv_rows(groups), cost.COLUMNS).encode(),
-        **figures,
+    drawn = figures.static_figures(groups, colour)
+    csvs = csv_files(groups, logs)
+    texts = {
+        "report.md": _markdown(report, logs, list(drawn), list(csvs)),
+        "index.html": page(report, logs, colour),
+        **csvs,
+        "tables.tex": latex.tables_file(_in_order(report)),
+        "report.tex": latex.DOCUMENT,
     }
+    files = {name: text.encode() for name, text in texts.items()} | drawn
     paths = {name: out / name for name in files}
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -68,7 +78,13 @@ def build(
             _write(paths[name], content)
     except OSError as error:
         raise UserError(f"--out={out}: cannot be written ({error.strerror})") from error
-    return ReportResult(paths, _terminal(groups, notes, paths), tuple(notes))
+    return ReportResult(paths, _terminal(report, logs, out), report.notes)
+
+
+def _in_order(report: Contents) -> list[tables.Table]:
+    """Every table, groups first."""
+    parts = zip(report.mains, report.details, strict=True)
+    return [table for main, rest in parts for table in (main, *rest)] + list(report.overall)
 
 
 def _write(path: Path, content: bytes) -> None:
@@ -87,46 +103,55 @@ def _without_target(groups: Sequence[Group]) -> list[str]:
     ]
 
 
-def _markdown(groups: Sequence[Group], logs: Runs, notes: Sequence[str], picture: bool) -> str:
+def _markdown(report: Contents, logs: Runs, drawn: Sequence[str], csvs: Sequence[str]) -> str:
     """`report.md`: the main tables and the figure first, then everything behind them."""
     parts = ["# zolab report\n"]
-    parts += [tables.markdown(convergence.main_table(group), heading="##") for group in groups]
-    if picture:
-        parts.append("![Dev metric over forward passes](convergence.svg)\n")
-    for group in groups:
-        if len(groups) > 1:
+    parts += [tables.markdown(table, heading="##") for table in report.mains]
+    pictures = {
+        "convergence.svg": "Dev metric over forward passes",
+        "speedup.svg": "Speedup over the baseline",
+        "sparsity.svg": "Test metric over the share of weights frozen",
+        "profile.svg": "Share of tasks within a factor of the quickest method",
+    }
+    shown = [f"![{title}]({name})\n" for name, title in pictures.items() if name in drawn]
+    parts += shown[:1]
+    for group, details in zip(report.groups, report.details, strict=True):
+        if len(report.groups) > 1:
             parts.append(f"## More on {tables.plain_markdown(f'{group.model}, {group.task}')}\n")
-        for table in (
-            speedup.speedup_table(group),
-            convergence.budget_table(group),
-            cost.cost_table(group),
-            convergence.rate_table(group),
-        ):
-            if table is not None:
-                parts.append(tables.markdown(table))
+        parts += [tables.markdown(table) for table in details]
+    parts += [tables.markdown(table) for table in report.overall] + shown[1:]
     done = int((logs.runs["state"] == "done").sum())
-    read_from = SOURCE_NAMES[logs.source]
+    links = ", ".join(f"[{name}]({name})" for name in csvs)
     parts.append(
-        f"Read from {read_from}: {done} finished of {logs.runs.height} runs. The numbers behind "
-        "every cell, with the ids of their runs: [convergence.csv](convergence.csv), "
-        "[speedup.csv](speedup.csv), [time_memory.csv](time_memory.csv); interactive: "
-        "[index.html](index.html).\n"
+        f"{done} finished of {logs.runs.height} runs. The numbers behind every cell, with the ids "
+        f"of their runs: {links}; for papers: [tables.tex](tables.tex) and the figures as PDF; "
+        "interactive: [index.html](index.html).\n"
     )
-    if notes:
+    if report.notes:
         parts.append("### What was skipped or damaged\n")
-        parts.append("".join(f"- {tables.plain_markdown(note)}\n" for note in notes))
+        parts.append("".join(f"- {tables.plain_markdown(note)}\n" for note in report.notes))
     return "\n".join(parts)
 
 
-def _terminal(groups: Sequence[Group], notes: Sequence[str], paths: dict[str, Path]) -> str:
-    """Main and speedup tables, notes, paths."""
+def _terminal(report: Contents, logs: Runs, out: Path) -> str:
+    """Main and speedup tables, notes, where it lies."""
     parts = []
-    for group in groups:
-        for table in (convergence.main_table(group), speedup.speedup_table(group)):
+    for group, main in zip(report.groups, report.mains, strict=True):
+        for table in (main, speedup.speedup_table(group)):
             if table is not None:
                 parts.append(tables.text(table))
+    notes = [*report.notes, *_endings(logs)]
     if notes:
         shown = [*notes[:10], *([f"and {len(notes) - 10} more, see report.md"] * (len(notes) > 10))]
         parts.append("".join(f"note: {tables.plain(note)}\n" for note in shown))
-    parts.append("".join(f"{name:<16} {path}\n" for name, path in paths.items()))
+    parts.append(
+        f"read from {SOURCE_NAMES[logs.source]}; page: {out / 'index.html'}, tables: "
+        f"{out / 'report.md'} and {out / 'tables.tex'}, CSVs and figures beside them\n"
+    )
     return "\n".join(parts)
+
+
+def _endings(logs: Runs) -> list[str]:
+    """How unfinished runs ended. Only for the terminal: it differs between the sources."""
+    table = logs.runs.filter((logs.runs["state"] != "done") & (logs.runs["reported"] != ""))
+    return [f"run {row['run_id']}: {row['reported']}" for row in table.iter_rows(named=True)]

@@ -15,21 +15,30 @@ from analysis.tables import FORWARDS_NOTE, Table, count, level, unit
 
 COLUMNS = (
     "model", "task", "baseline", "key", "target", "method", "lr", "axis", "num_runs", "reached",
-    "median_to_target", "baseline_median", "speedup", "lower_bound", "run_ids",
+    "median_to_target", "baseline_median", "speedup", "ci_low", "ci_high", "lower_bound", "rule",
+    "run_ids",
 )  # fmt: skip
 #: Axis of a run's cost to its heading.
-AXES = {"step": "steps", "forwards_total": "forwards", "train_seconds": "seconds"}
+AXES = {
+    "step": "steps",
+    "forwards_total": "forwards",
+    "train_seconds": "seconds",
+    "gpu_seconds": "GPU hours",
+}
 
 
 def target_level(group: Group) -> float | None:
-    """The level to reach: mean over the baseline's seeds of the dev metric at the last evaluation.
+    """The level to reach by the group's rule, see `targets.Target`.
 
     None without a baseline, or when it did not end at a finite level.
     """
     if group.baseline is None:
         return None
-    target = stats.mean(final_values(group.baseline, f"dev/{group.metric}"))
-    return target if math.isfinite(target) else None
+    key = f"dev/{group.metric}"
+    final = stats.mean(final_values(group.baseline, key))
+    start = stats.mean([c.dev[key][0] for c in group.baseline.done if key in c.dev])
+    target = group.target.level(start, final)
+    return target if math.isfinite(target) and math.isfinite(final) else None
 
 
 def times_to_target(group: Group, method: Method, axis: str, target: float) -> list[float]:
@@ -98,7 +107,10 @@ def csv_rows(groups: Sequence[Group]) -> list[dict[str, Any]]:
                         "median_to_target": result.median,
                         "baseline_median": own.median,
                         "speedup": result.ratio,
+                        "ci_low": result.low,
+                        "ci_high": result.high,
                         "lower_bound": result.lower_bound,
+                        "rule": group.target.rule,
                         "run_ids": " ".join(c.run_id for c in method.done),
                     }
                 )
@@ -111,7 +123,11 @@ def ratio_text(result: stats.Speedup) -> str:
         return "not reached"
     if math.isnan(result.ratio) or math.isinf(result.ratio):
         return "at the start"
-    return f"{'≥ ' if result.lower_bound else ''}{result.ratio:.2f}×"
+    text = f"{'≥ ' if result.lower_bound else ''}{result.ratio:.2f}×"
+    if math.isnan(result.low):
+        return text
+    high = "∞" if math.isinf(result.high) else f"{result.high:.2f}"
+    return f"{text} [{'missed' if result.low == 0 else f'{result.low:.2f}'}, {high}]"
 
 
 def speedup_table(group: Group) -> Table | None:
@@ -139,11 +155,13 @@ def speedup_table(group: Group) -> Table | None:
         rows.append(row)
     shown = level(target, group.metric) + unit(group.metric)
     notes = [
-        f"Target: dev {group.metric} {shown}, the mean over {base.label}'s seeds at their "
-        "last evaluation. A run's cost is that of its first evaluation at or beyond it; a run that "
-        "never gets there is a miss and counts as infinite. Cost: median over the "
-        "finished runs; “not reached” when half or more of them missed. "
-        f"Speedup: median of {base.label} / median of the method.",
+        f"Target: dev {group.metric} {shown}, {group.target.words(base.label)}. A run's cost is "
+        "that of its first evaluation at or beyond it; a run that never gets there is a miss and "
+        "counts as infinite. Cost: median over the finished runs; “not reached” when half or more "
+        f"of them missed. Speedup: median of {base.label} / median of the method; in brackets its "
+        "95% bootstrap interval over both methods' seeds, from "
+        f"{stats.MIN_SEEDS_FOR_INTERVAL} seeds on; “missed”: in the samples at that end half or "
+        "more of the method's runs missed.",
         FORWARDS_NOTE + " Seconds are training time without evaluation, as measured on the "
         "machine at the time; they compare only between runs of one machine under equal load.",
     ]
@@ -154,7 +172,7 @@ def speedup_table(group: Group) -> Table | None:
         )
     if any(method.unfinished for method in group.trained):
         notes.append(_unfinished_note(group, axes, target))
-    return Table(f"Cost of {base.label}'s final level", headers, rows, notes)
+    return Table(f"Cost of reaching dev {group.metric} {shown}", headers, rows, notes)
 
 
 def _unfinished_note(group: Group, axes: Sequence[str], target: float) -> str:
@@ -176,4 +194,6 @@ def _unfinished_note(group: Group, axes: Sequence[str], target: float) -> str:
 def _cost(median: float, axis: str) -> str:
     if math.isinf(median):
         return "∞"
+    if axis == "gpu_seconds":
+        return f"{median / 3600:,.3f}"
     return f"{median:,.1f}" if axis == "train_seconds" else count(median)

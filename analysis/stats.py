@@ -168,6 +168,9 @@ class Speedup:
         ratio: baseline median / method median; 0 when only the method missed, NaN when undefined.
         lower_bound: the baseline itself missed, so its whole budget stands for its median, and the
             true ratio is at least `ratio`.
+        low: lower end of the bootstrap interval of `ratio` over seeds; 0 when it includes a miss
+            of the method, NaN with fewer than `MIN_SEEDS_FOR_INTERVAL` runs on either side.
+        high: upper end.
     """
 
     reached: int
@@ -175,6 +178,8 @@ class Speedup:
     median: float
     ratio: float
     lower_bound: bool = False
+    low: float = float("nan")
+    high: float = float("nan")
 
 
 def speedup(times: ArrayLike, baseline_times: ArrayLike, baseline_budget: float) -> Speedup:
@@ -196,4 +201,35 @@ def speedup(times: ArrayLike, baseline_times: ArrayLike, baseline_budget: float)
         ratio = float("nan") if numerator == 0.0 else float("inf")
     else:
         ratio = numerator / own
-    return Speedup(int(np.isfinite(array).sum()), array.size, own, ratio, lower_bound)
+    low, high = _speedup_interval(array, np.asarray(baseline_times), baseline_budget)
+    return Speedup(int(np.isfinite(array).sum()), array.size, own, ratio, lower_bound, low, high)
+
+
+def _speedup_interval(times: Array, baseline: Array, budget: float) -> tuple[float, float]:
+    """Bootstrap interval of the ratio of medians; both methods' seeds are resampled.
+
+    A resample in which half or more of the method's runs missed counts as 0 whatever the baseline
+    did; one in which the baseline's did has the whole budget in place of its median. Ends are
+    order statistics: nothing is interpolated between a number and infinity.
+    """
+    if min(times.size, baseline.size) < MIN_SEEDS_FOR_INTERVAL:
+        return float("nan"), float("nan")
+    rng = np.random.default_rng(BOOTSTRAP_SEED)
+    own, other = (
+        _medians(array[rng.integers(0, array.size, (BOOTSTRAP_DRAWS, array.size))])
+        for array in (times, baseline)
+    )
+    other = np.where(np.isinf(other), budget, other)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = np.where(np.isinf(own), 0.0, other / own)
+    ratio = np.where((own == 0.0) & (other == 0.0), 1.0, ratio)
+    tail = (1.0 - CONFIDENCE) / 2
+    low, high = np.quantile(ratio, [tail, 1.0 - tail], method="inverted_cdf")
+    return float(low), float(high)
+
+
+def _medians(samples: Array) -> Array:
+    """`median_with_misses` of each row."""
+    ordered = np.sort(samples, axis=1)
+    size = ordered.shape[1]
+    return (ordered[:, (size - 1) // 2] + ordered[:, size // 2]) / 2

@@ -20,6 +20,7 @@ FLOORS = {
     "zolab.process": -1,
     "zolab.assets": -1,
     "zolab.tracking.schema": -1,
+    "zolab.tracking.health": -1,
     "zolab.config": -1,  # torch-free and hydra-free schemas
     "zolab.optim": 0,
     "zolab.tasks": 1,

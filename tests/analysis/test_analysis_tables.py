@@ -1,0 +1,248 @@
+"""Tables over tasks, sparsities and published numbers; LaTeX, figures and targets of a report."""
+
+from __future__ import annotations
+
+import csv
+import math
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import analysis_synth as synth
+import pytest
+
+from analysis import across, cost, figures, latex, plots, reproduction, speedup
+from analysis.methods import Group, group_runs
+from analysis.paper.make import yaml_files
+from analysis.report import build
+from analysis.runs import read_local
+from analysis.tables import Table
+from analysis.targets import parse_target
+
+RANDOM = synth.masked("random", 0.5)
+
+
+def _write(root: Path, plans: list[tuple[dict[str, Any], list[dict[str, Any]]]]) -> Path:
+    for number, (cfg, lines) in enumerate(plans):
+        synth.write_local(root, f"{number:02d}", cfg, lines)
+    return root
+
+
+def _groups(root: Path, **options: Any) -> list[Group]:
+    return group_runs(read_local(root), **options)[0]
+
+
+def _flat(level: float, **options: Any) -> list[dict[str, Any]]:
+    return synth.rows([0.5, level, level, level, level], test=level, **options)
+
+
+@pytest.fixture
+def two_tasks(tmp_path: Path) -> Path:
+    """Test accuracy: task a: mezo .6 .7, random .7 .8; task b: mezo .8 .9, random .6 .9."""
+    plans = []
+    for task, method, levels in (
+        ("a", {}, (0.6, 0.7)),
+        ("a", RANDOM, (0.7, 0.8)),
+        ("b", {}, (0.8, 0.9)),
+        ("b", RANDOM, (0.6, 0.9)),
+    ):
+        for seed, level in enumerate(levels):
+            plans.append((synth.config(seed, **{"task.name": task}, **method), _flat(level)))
+    return _write(tmp_path / "runs", plans)
+
+
+def test_over_tasks_by_hand(two_tasks: Path) -> None:
+    (tasks,) = across.task_sets(_groups(two_tasks))
+    rows = {row["method"]: row for row in across.task_rows([tasks])}
+    mezo, rand = rows["mezo"], rows["mezo + random 0.5"]
+    # All four runs of mezo: .6 .7 .8 .9, one cut at each end.
+    assert (mezo["iqm"], rand["iqm"]) == pytest.approx((0.75, 0.75))
+    assert (mezo["mean_rank"], rand["mean_rank"]) == (1.5, 1.5)  # each is first on one task
+    # Task a: .7 ties .7 and beats .6, .8 beats both: 3.5 of 4. Task b: .9 beats .8, ties .9: 1.5.
+    assert rand["p_better"] == pytest.approx((3.5 / 4 + 1.5 / 4) / 2)
+    assert math.isnan(mezo["p_better"])
+    assert mezo["run_ids"] == "00 01 04 05"
+    table = across.task_table(tasks)
+    assert table.headers[-1] == "P(better than mezo)"
+    assert table.rows[0][-1] == "–"
+
+
+def test_profile_over_tasks(two_tasks: Path) -> None:
+    (tasks,) = across.task_sets(_groups(two_tasks))
+    labels, costs = across.profile_costs(tasks)
+    # Target a: .65, mezo reaches it in 1 of 2 runs (a miss), random in both at 20 forwards.
+    # Target b: .85, each in 1 of 2 (misses): nobody.
+    assert labels == ["mezo", "mezo + random 0.5"]
+    assert costs.tolist() == [[math.inf, 20.0], [math.inf, math.inf]]
+    table = across.profile_table(tasks)
+    assert table is not None
+    assert [row[1:] for row in table.rows] == [["0%"] * 5, ["50%"] * 5]
+
+
+def test_a_method_missing_on_a_task_is_left_out(two_tasks: Path) -> None:
+    synth.write_local(two_tasks, "99", synth.config(0, **{"task.name": "a"}, **synth.ADAMW),
+                      _flat(0.9, forwards=3))  # fmt: skip
+    (tasks,) = across.task_sets(_groups(two_tasks))
+    assert tasks.labels == ("mezo", "mezo + random 0.5")
+    assert across.task_sets(_groups(two_tasks)[:1]) == []
+
+
+def test_paired_table_uses_shared_seeds_only(two_tasks: Path) -> None:
+    synth.write_local(two_tasks, "98", synth.config(7, **{"task.name": "a"}, **RANDOM), _flat(0.1))
+    group = _groups(two_tasks)[0]
+    (row,) = across.paired_rows([group])
+    assert (row["num_pairs"], row["wins"], row["losses"]) == (2, 2, 0)
+    assert row["mean_difference"] == pytest.approx(0.1)
+    assert row["run_ids"] == "02-00 03-01"
+    table = across.paired_table(group)
+    assert table is not None
+    assert table.rows[0][1:4] == ["+10.0 ± 0.0", "2 / 0 / 0", "2"]
+    assert "cannot be below 0.5" in table.notes[0]
+
+
+def test_sparsity_sweep(tmp_path: Path) -> None:
+    plans = [(synth.config(0), _flat(0.7))]
+    for share, level in ((0.25, 0.75), (0.75, 0.8)):
+        plans.append((synth.config(0, **synth.masked("small_weights", share)), _flat(level)))
+    plans.append((synth.config(0, **synth.masked("random", 0.5)), _flat(0.6)))  # one share: none
+    (group,) = _groups(_write(tmp_path, plans))
+    table = across.sparsity_table(group)
+    assert table is not None
+    assert table.headers == ["method", "0", "0.25", "0.75"]
+    assert table.rows == [["mezo + small_weights", "70.0", "75.0", "80.0"]]
+    drawn = figures.static_figures([group], plots.colours([group]))
+    assert {"sparsity.svg", "sparsity.png", "sparsity.pdf"} <= set(drawn)
+
+
+def test_targets_change_the_level(two_tasks: Path) -> None:
+    for rule, level in (("final", 0.65), ("fraction:0.5", 0.575), ("absolute:0.62", 0.62)):
+        group = _groups(two_tasks, target=parse_target(rule))[0]
+        assert speedup.target_level(group) == pytest.approx(level)
+    reached = {row["method"]: row["reached"] for row in speedup.csv_rows([group])}
+    assert reached == {"mezo": 1, "mezo + random 0.5": 2}
+
+
+def test_parts_of_a_step_and_memory(tmp_path: Path) -> None:
+    lines = _flat(0.7, seconds=0.010)
+    for row in lines[1:]:
+        row |= {"perf/data_seconds": 0.001, "perf/evaluation_seconds": 0.5}
+    lines[0]["model/num_params"] = 2_000_000
+    zero = synth.rows([0.5], test=0.5)
+    zero[0] |= {"perf/peak_bytes": 50 << 20, "model/num_params": 2_000_000}
+    root = _write(
+        tmp_path, [(synth.config(), lines), (synth.config(**synth.zero_shot(False)), zero)]
+    )
+    groups = _groups(root)
+    table = cost.phase_table(groups[0])
+    assert table is not None
+    assert table.headers == ["method", "ms per step", "data", "forward", "rest", "one evaluation"]
+    assert table.rows == [["mezo", "10.0", "1.00", "7.50", "1.50", "500"]]
+    memory = cost.memory_table(groups)
+    assert memory is not None
+    assert memory.rows == [
+        ["tiny", "2.0", "zero_shot", "50", "1.00"],
+        ["tiny", "2.0", "mezo", "100", "2.00"],
+    ]
+
+
+# --- published numbers ---------------------------------------------------------------------------
+
+
+def test_published_numbers_are_read() -> None:
+    rows = reproduction.published()
+    assert len(rows) > 700
+    (row,) = [
+        r for r in rows
+        if (r.table, r.model, r.task, r.method) == ("Table 1", "opt-13b", "SST2", "zero-shot")
+        and r.paper.startswith("MeZO (")
+    ]  # fmt: skip
+    assert (row.value, row.std, row.metric, row.tuning) == (58.8, None, "accuracy", "none")
+    assert row.notes.startswith("read in a full-text copy")
+
+
+def test_yaml_keeps_every_cell() -> None:
+    head = "paper,table,model,task,method,tuning,setting,metric,value,std,steps,notes\n"
+    text = head + 'P (arXiv 1),"T: 1",m,"t, u",x,full,k=16,F1,1.5,,"<300","no: yes"\n'
+    (content,) = yaml_files(text).values()
+    assert list(yaml_files(text)) == ["p.yaml"]
+    import yaml
+
+    assert yaml.safe_load(content) == {
+        "paper": "P (arXiv 1)",
+        "tables": [{"table": "T: 1", "rows": [{
+            "model": "m", "task": "t, u", "method": "x", "tuning": "full", "setting": "k=16",
+            "metric": "F1", "value": 1.5, "steps": "<300", "notes": "no: yes"}]}],
+    }  # fmt: skip
+    with pytest.raises(ValueError, match="line 2: no paper"):
+        yaml_files(head + ",T,m,t,x,full,,F1,1,,,\n")
+
+
+def test_reproduction_by_hand(tmp_path: Path) -> None:
+    """MeZO, Table 1: OPT-13B on SST2, MeZO 91.4, zero-shot 58.8; 1000/500/1000 examples."""
+    about = {"model.name": "opt_13b", "task.name": "sst2", "task.num_dev": 500}
+    plans = [
+        (synth.config(seed, **about, **{"train.steps": 40}), _flat(level))
+        for seed, level in enumerate((0.90, 0.92, 0.91))
+    ]
+    for cfg, _ in plans:
+        cfg["task"] |= {"num_train": 1000, "num_test": 872}
+    (group,) = _groups(_write(tmp_path, plans))
+    rows = [
+        row for row in reproduction.csv_rows([group])
+        if row["table"] == "Table 1" and row["published_method"] == "MeZO (full)"
+        and row["paper"].startswith("MeZO (")
+    ]  # fmt: skip
+    (row,) = rows
+    assert row["published"] == 91.4
+    assert row["difference"] == pytest.approx(91.0 - 91.4)
+    assert row["inside"] is True
+    assert "task.num_test 872, published 1000" in row["not_comparable"]
+    assert "40 steps, published 20000" in row["not_comparable"]
+    assert "num_train" not in row["not_comparable"]
+    table = reproduction.reproduction_table(group)
+    assert table is not None
+    assert ["91.4", "91.0 [90.0, 92.0]", "-0.4", "inside"] in [row[2:6] for row in table.rows]
+
+
+def test_a_model_of_no_paper_has_no_reproduction(two_tasks: Path) -> None:
+    assert reproduction.reproduction_table(_groups(two_tasks)[0]) is None
+
+
+# --- forms ---------------------------------------------------------------------------------------
+
+NASTY = "a_b & 50% $x$ #1 {y} ~ ^ \\z <b> |c| “q” ± × ≥ ∞ é 中 [k]"
+
+
+def test_latex_escapes_everything() -> None:
+    assert latex.escape("a_b & 50% $x$") == r"a\_b \& 50\% \$x\$"
+    assert latex.escape("é ± 中") == r"e $\pm$ [U+4E2D]"
+    text = latex.table(Table("T", ["a", "b"], [["[x]", "\\end{tabular}"]]), "t")
+    assert r"{[x]} & {\textbackslash{}end\{tabular\}} \\" in text
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no TeX here")
+def test_latex_compiles(two_tasks: Path, tmp_path: Path) -> None:
+    hostile = synth.config(0, **{"task.name": NASTY, "model.name": NASTY})
+    synth.write_local(two_tasks, "97", hostile, _flat(0.7))
+    out = tmp_path / "out"
+    build(two_tasks, out)
+    done = subprocess.run(
+        ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "report.tex"],
+        cwd=out, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert (out / "report.pdf").stat().st_size > 10_000
+    assert "Overfull" not in done.stdout
+
+
+def test_figures_in_three_forms(two_tasks: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    out = tmp_path / "out"
+    paths = build(two_tasks, out, target=parse_target("absolute:0.62")).paths
+    magic = {".svg": b"<?xml", ".png": b"\x89PNG", ".pdf": b"%PDF"}
+    for name in ("convergence", "speedup", "profile"):
+        for suffix, head in magic.items():
+            assert paths[name + suffix].read_bytes().startswith(head)
+    rows = list(csv.DictReader((out / "speedup.csv").open()))
+    assert {row["rule"] for row in rows} == {"absolute"}

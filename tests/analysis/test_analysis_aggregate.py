@@ -158,7 +158,3 @@ def test_aggregates_agree_with_rliable() -> None:
         assert float(stats.iqm(x.ravel())) == pytest.approx(metrics.aggregate_iqm(x))
         mine = aggregate.probability_of_improvement(list(x.T), list(y.T))[0]
         assert mine == pytest.approx(metrics.probability_of_improvement(x, y))
-    library = pytest.importorskip("rliable.library")
-    levels = np.linspace(-2, 2, 9)
-    theirs = library.run_score_deviation(x, levels)
-    assert aggregate.score_profile(list(x.T), levels).tolist() == pytest.approx(theirs.tolist())

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub.constants
 import pytest
@@ -25,6 +27,17 @@ def fill(
     if not snapshot.exists():
         shutil.copytree(assets.model_dir("opt-prompt-2m"), snapshot)
     return snapshot
+
+
+def stub(cache: Path, name: str, shape: dict[str, Any]) -> None:
+    """A model of which planning finds all it asks for: a config and a file of weights, empty."""
+    folder = cache / f"models--{name.replace('/', '--')}"
+    snapshot = folder / "snapshots" / COMMIT
+    snapshot.mkdir(parents=True)
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text(COMMIT)
+    (snapshot / "config.json").write_text(json.dumps(shape))
+    (snapshot / "model.safetensors").touch()
 
 
 def use(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

@@ -185,7 +185,7 @@ def test_several_values_without_m_and_keys_given_twice_are_refused(
         (["--multirn"], "--multirn: no such option; did you mean '--multirun'?"),
         (["replay", "nope", "--step", "1", "--out", "x"], "RUN = 'nope': no run directory"),
         (["replay", "nope", "--step", "-1", "--out", "x"], "expected a whole number >= 0"),
-        (["replay", "nope"], "the following arguments are required: --step, --out"),
+        (["replay", "nope"], "the following arguments are required: --out, --step"),
         (["status", "nope"], "RUNS = 'nope': no such folder"),
     ],
 )

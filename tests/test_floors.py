@@ -41,6 +41,7 @@ FLOORS = {
     "zolab.tracking": 2,
     "zolab.compose": 3,
     "zolab.run": 3,
+    "zolab.origin": 3,
     "zolab.verbs": 3,
     "zolab.__main__": 6,
     "zolab.cli": 6,  # the one file that sees everything, inside its verbs
@@ -59,6 +60,7 @@ HOMES = {
     "omegaconf": ("zolab.compose", "zolab.cli", "launchers", "hydra_plugins"),
     "wandb": ("zolab.tracking.wandb", "analysis.reading.online"),
     "transformers": ("zolab.models", "zolab.integrations"),
+    "peft": ("zolab.models.tuning",),
     "datasets": ("zolab.data",),
     "submitit": ("launchers",),
     "polars": ("analysis",),

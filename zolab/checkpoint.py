@@ -69,9 +69,11 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 @torch.no_grad()
-def copy_into(model: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Set all parameters by canonical name; names must match exactly."""
-    parameters = unique_parameters(model)
+def copy_into(
+    model: nn.Module, tensors: dict[str, Tensor], names: frozenset[str] | None = None
+) -> None:
+    """Set parameters by canonical name: those of `names`, None for all; these and no others."""
+    parameters = _named(model, names)
     if parameters.keys() != tensors.keys():
         odd = sorted(parameters.keys() ^ tensors.keys())
         raise ValueError(f"weights do not fit the model: {', '.join(odd[:3])}")
@@ -79,16 +81,27 @@ def copy_into(model: nn.Module, tensors: dict[str, Tensor]) -> None:
         param.copy_(tensors[name])
 
 
-class Checkpoints:
-    """`checkpoint/` of a run: the newest weights and the best ones; gone once the run is done."""
+def _named(model: nn.Module, names: frozenset[str] | None) -> dict[str, nn.Parameter]:
+    found = unique_parameters(model)
+    return {k: v for k, v in found.items() if names is None or k in names}
 
-    def __init__(self, run_dir: Path) -> None:
+
+class Checkpoints:
+    """`checkpoint/` of a run: the newest weights and the best ones; gone once the run is done.
+
+    Args:
+        run_dir: the run.
+        names: canonical names of the weights that can move, the only ones kept; None for all.
+    """
+
+    def __init__(self, run_dir: Path, names: frozenset[str] | None = None) -> None:
         self.folder = run_dir / "checkpoint"
+        self.names = names
 
     def save(self, model: nn.Module, state: dict[str, Tensor], extra: dict[str, Any]) -> None:
         """Weights and optimizer state after step `extra["step"]`; older ones go."""
         self.folder.mkdir(exist_ok=True)
-        tensors = {f"w.{k}": v for k, v in unique_parameters(model).items()}
+        tensors = {f"w.{k}": v for k, v in _named(model, self.names).items()}
         tensors |= {f"s.{k}": v for k, v in state.items()}
         path = self.folder / f"step-{extra['step']:09d}.safetensors"
         save_tensors(path, tensors, extra)
@@ -110,8 +123,12 @@ class Checkpoints:
         """Keep the present weights as the best so far."""
         self.folder.mkdir(exist_ok=True)
         path = self.folder / f"best-{step:09d}.safetensors"
-        save_tensors(path, dict(unique_parameters(model)), {"step": step})
+        save_tensors(path, dict(_named(model, self.names)), {"step": step})
         self._prune("best", keep=path)
+
+    def restore(self, model: nn.Module, weights: dict[str, Tensor]) -> None:
+        """Put back weights that were saved here."""
+        copy_into(model, weights, self.names)
 
     def load_best(self, step: int) -> dict[str, Tensor] | None:
         """Weights kept for `step`; None if they are not there."""

@@ -6,14 +6,13 @@ node plans a sweep without torch. The one file that may import launchers and ana
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from zolab import __version__
 from zolab.errors import UserError, nearest
@@ -289,62 +288,16 @@ def _report(arguments: list[str]) -> int:
     return int(report(arguments))
 
 
-class _Parser(argparse.ArgumentParser):
-    """Arguments of a verb; mistakes are told in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message} (see {self.prog} --help)")
-
-
 def _replay(arguments: list[str]) -> int:
-    parser = _Parser(
-        prog="zolab replay",
-        description="Rebuild the weights of a run at a step and write a model folder.",
-    )
-    parser.add_argument("run", metavar="RUN", help="run directory, or a run id below --run-root")
-    parser.add_argument("--step", type=_step, required=True, help="updates done, 0 is the start")
-    parser.add_argument("--out", type=Path, required=True, help="folder to write the model to")
-    parser.add_argument("--run-root", type=Path, default=Path("runs"), help="default: runs")
-    options = parser.parse_args(arguments)
-    folder = _find_run(options.run, options.run_root)
-    _look_over_out(options.out)
-    from zolab.run import replay
+    from zolab.verbs.replay import replay
 
-    try:
-        replay(folder, options.step, options.out)
-    except OSError as error:
-        if not str(error.filename or "").startswith(str(options.out)):
-            raise
-        raise UserError(f"--out {options.out}: cannot write there: {error.strerror}") from error
-    print(f"weights of {folder.name} at step {options.step} -> {options.out}")
-    return 0
+    return replay(arguments)
 
 
-def _look_over_out(out: Path) -> None:
-    """Refuse a folder that cannot be made, before a model is built for it."""
-    for path in (out, *out.parents):
-        if path.exists() and not path.is_dir():
-            what = "a file, expected a folder" if path == out else f"{path} is a file"
-            raise UserError(f"--out {out}: {what}")
-    above = next(path for path in (out, *out.absolute().parents) if path.is_dir())
-    if not os.access(above, os.W_OK | os.X_OK):
-        raise UserError(f"--out {out}: {above} cannot be written")
+def _export(arguments: list[str]) -> int:
+    from zolab.verbs.export import export
 
-
-def _step(text: str) -> int:
-    if not text.isdigit():
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number >= 0")
-    return int(text)
-
-
-def _find_run(name: str, root: Path) -> Path:
-    for folder in (Path(name), root / name):
-        if (folder / "config.yaml").is_file():
-            return folder
-    known = [path.parent.name for path in root.glob("*/config.yaml")]
-    raise UserError(
-        f"RUN = {name!r}: no run directory, nor a run id in {root}{nearest(name, known)}"
-    )
+    return export(arguments)
 
 
 def _sweep_verb(name: str) -> Callable[[list[str]], int]:
@@ -360,6 +313,7 @@ def _sweep_verb(name: str) -> Callable[[list[str]], int]:
 VERBS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "report": (_report, "tables, plots and a page from the logs of a runs folder"),
     "replay": (_replay, "rebuild the weights of a run at any step and write a model"),
+    "export": (_export, "write the tuned model or adapter of a run, at its best step or any"),
     "status": (_sweep_verb("status"), "the cells of a runs folder: state, job, step, time left"),
     "cancel": (_sweep_verb("cancel"), "stop cells that run or wait; they stay cancelled"),
     "retry": (_sweep_verb("retry"), "run failed or cancelled cells again, from where they stopped"),

@@ -141,6 +141,8 @@ def make_header(
         "optimizer": named["optimizer"],
         "sparsity": named["sparsity"],
     }
+    if "tuning" in named["model"]:
+        header["tuning"] = named["model"]["tuning"]
     if optimizer is None:
         return header
     return header | {

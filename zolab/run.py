@@ -9,8 +9,8 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from zolab import compose
-from zolab.checkpoint import Checkpoints, copy_into, load_tensors, save_tensors, unique_parameters
+from zolab import assets, compose
+from zolab.checkpoint import Checkpoints, copy_into, load_tensors, save_tensors
 from zolab.config.contents import contents, file_hash
 from zolab.data import BatchOrder
 from zolab.environment import environment, set_threads, versions
@@ -27,10 +27,12 @@ from zolab.ledger import (
     write_json,
     write_status,
 )
-from zolab.models.load import LoadedModel, load_model, save_model
+from zolab.models.load import LoadedModel
 from zolab.objectives import BatchLoss, MaskedScorer
 from zolab.optim import NUMERICS, ZeroOrder
+from zolab.optim.placements import Paired
 from zolab.optim.selfcheck import SelfCheckError, settle_placement
+from zolab.origin import load_origin, trainable_share
 from zolab.prepare import Study, study_of, task_of
 from zolab.process import Preempted, describe
 from zolab.progress import Progress
@@ -95,6 +97,7 @@ def _attempt(folder: Path, claim: Claim) -> dict[str, Any]:
             "numerics": NUMERICS,
             "versions": versions(),
             "data": job.data,
+            "model": job.model,
         }
         _leave_weights(job, outcome["best"]["step"])
         exit_code = 0
@@ -126,7 +129,28 @@ def replay(run: str | Path, step: int, out: Path) -> None:
     Args:
         run: run directory; the run may still be going on.
         step: updates done; 0 is the start.
-        out: folder that `from_pretrained` can load afterwards.
+        out: folder that `from_pretrained` can load afterwards; of a tuning mode that cannot be
+            merged into the model (prefix, prompt, tensor_train), the adapter.
+
+    Raises:
+        UserError: the run has no such step, keeps no journal, or what it started from has changed.
+    """
+    loaded = rebuild(run, step)
+    if loaded.tuning.merges:
+        loaded.tuning.save_model(loaded.model, out)
+    else:
+        cell = compose.read_cell(run)
+        loaded.tuning.save_adapter(loaded.model, out, base_of(cell), loaded.kind)
+    loaded.tokenizer.save_pretrained(out)
+
+
+def base_of(cell: dict[str, Any]) -> str:
+    """Where the model of a cell was loaded from: a folder or a hub name."""
+    return str(assets.locate_model(cell["model"]["path"]) or cell["model"]["path"])
+
+
+def rebuild(run: str | Path, step: int) -> LoadedModel:
+    """The model of a run as it was after `step` updates, from its base and journal.
 
     Raises:
         UserError: the run has no such step, keeps no journal, or what it started from has changed.
@@ -137,22 +161,35 @@ def replay(run: str | Path, step: int, out: Path) -> None:
     if not header:
         raise UserError(f"{folder}: no header.json, so the run has not begun")
     rows = read_journal(folder)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"--out {out}: expected a folder that is empty or does not exist")
-    loaded = _load_base(folder, cell)
+    loaded = load_origin(folder, cell)
     learner = _build_learner(cell, loaded)
     if not isinstance(learner, ZerothOrderLearner):
-        raise UserError(
-            f"{folder.name}: a {cell['optimizer']['name']} run keeps no journal to replay; its "
-            f"best weights are in {folder / 'best.safetensors'}"
-        )
+        return _rebuild_saved(folder, cell, loaded, learner, step)
     if step > len(rows):
         raise UserError(f"--step {step}: the journal of {folder.name} ends at step {len(rows)}")
     optimizer = learner.optimizer
     _use_recorded_placement(optimizer, header)
     _check_header(folder, header, optimizer, cell)
     replay_rows(optimizer, rows[:step])
-    save_model(loaded.model, loaded.tokenizer, out)
+    return loaded
+
+
+def _rebuild_saved(
+    folder: Path, cell: dict[str, Any], loaded: LoadedModel, learner: Learner, step: int
+) -> LoadedModel:
+    """The same for methods without a journal: the start, or the best weights they left."""
+    path = folder / "best.safetensors"
+    if step == 0 or not learner.trains:
+        return loaded
+    weights, extra = load_tensors(path) if path.exists() else ({}, {})
+    if extra.get("step") != step:
+        kept = f"step {extra['step']}" if extra else "none yet"
+        raise UserError(
+            f"--step {step}: a {cell['optimizer']['name']} run keeps no journal to replay, only "
+            f"its best weights ({kept}) in {path}"
+        )
+    copy_into(loaded.model, weights, loaded.trained)
+    return loaded
 
 
 # --- building ----------------------------------------------------------------------------------
@@ -163,15 +200,16 @@ def _prepare(folder: Path, cell: dict[str, Any], claim: Claim, number: int) -> J
     settings = cell["train"]
     task = task_of(cell)
     examples = task.load()
-    loaded = _load_base(folder, cell)
+    loaded = load_origin(folder, cell)
     study = study_of(cell, task, examples, loaded)
     total = settings["steps"]
     progress_label = folder.name[:8]
+    share, trained = trainable_share(loaded), loaded.trained  # some learners freeze in turns
     learner = _build_learner(cell, loaded)
     metrics = Metrics(folder)
     counters, records = Counters(), []
     journal = None
-    checkpoints = Checkpoints(folder)
+    checkpoints = Checkpoints(folder, trained)
     if isinstance(learner, ZerothOrderLearner):
         records = read_journal(folder)
         _settle(folder, cell, learner.optimizer, study)
@@ -181,6 +219,10 @@ def _prepare(folder: Path, cell: dict[str, Any], claim: Claim, number: int) -> J
         _settle_header(folder, cell, None)
         counters = _resume_saved(learner, loaded, checkpoints)
     progress = Progress(total if learner.trains else 0, learner.num_steps, progress_label)
+    progress.say(
+        f"tuning {share['tuning']}: {share['num_trained']:,} of {share['num_parameters']:,} "
+        f"weights train ({100 * share['trained_share']:.3g} %)"
+    )
     _tell_truncated(progress, study)
     if learner.num_steps:
         progress.say(f"continuing after step {learner.num_steps} (attempt {number})")
@@ -203,21 +245,8 @@ def _prepare(folder: Path, cell: dict[str, Any], claim: Claim, number: int) -> J
         counters=counters,
         data={f"num_{k}": len(v) for k, v in examples.items()}
         | {"fingerprint": fingerprint(examples)},
+        model=share | {"revision": cell["model"]["revision"]},
     )
-
-
-def _load_base(folder: Path, cell: dict[str, Any]) -> LoadedModel:
-    """The model at step 0: from its files, and from init.safetensors what they do not hold."""
-    loaded = load_model(cell["model"], cell["seed"])
-    if cell["model"]["init"] == "random":
-        path = folder / "init.safetensors"
-        if path.exists():
-            copy_into(loaded.model, load_tensors(path)[0])
-        elif (folder / "header.json").exists():
-            raise UserError(f"{path}: gone, and with it the weights this run began with")
-        else:
-            save_tensors(path, dict(unique_parameters(loaded.model)), {"step": 0})
-    return loaded
 
 
 def _build_learner(cell: dict[str, Any], loaded: LoadedModel) -> Learner:
@@ -230,9 +259,11 @@ def _build_learner(cell: dict[str, Any], loaded: LoadedModel) -> Learner:
         given = {"model": model, "seed": cell["seed"]}
         taken = inspect.signature(cls).parameters
         return compose.build(node, **{key: given[key] for key in given if key in taken})
-    mask = compose.build(cell["sparsity"])
+    parts = {"mask": compose.build(cell["sparsity"])}
+    if loaded.tuning.frozen_base and node.get("placement", {}).get("_target_") == "auto":
+        parts["placement"] = Paired()  # both signs pass the frozen weights in one batch
     optimizer = compose.build(
-        node, model.named_parameters(), mask=mask, seed=cell["seed"], model=model
+        node, model.named_parameters(), seed=cell["seed"], model=model, **parts
     )
     return ZerothOrderLearner(optimizer)
 
@@ -302,7 +333,7 @@ def _resume_journaled(
     found = checkpoints.newest(at_most=len(records))
     if found is not None:
         weights, state, extra = found
-        copy_into(loaded.model, weights)
+        checkpoints.restore(loaded.model, weights)
         learner.load_tensors(state, extra["step"])
     replay_rows(learner.optimizer, records)
 
@@ -313,7 +344,7 @@ def _resume_saved(learner: Learner, loaded: LoadedModel, checkpoints: Checkpoint
     if found is None:
         return Counters()
     weights, state, extra = found
-    copy_into(loaded.model, weights)
+    checkpoints.restore(loaded.model, weights)
     learner.load_tensors(state, extra["step"])
     return Counters(**extra["counters"])
 

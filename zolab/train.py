@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zolab.checkpoint import Checkpoints, copy_into, weights_hash
+from zolab.checkpoint import Checkpoints, weights_hash
 from zolab.data import BatchOrder
 from zolab.errors import UserError
 from zolab.evaluate import calibration, evaluate
@@ -38,6 +38,7 @@ class Job:
         records: journal rows of the steps already taken.
         attempt: number of this attempt, from 1.
         data: sizes and fingerprint of the splits, for the record.
+        model: how much of the model trains, and its commit, for the record.
     """
 
     run_dir: Path
@@ -52,6 +53,7 @@ class Job:
     progress: Progress
     attempt: int
     data: dict[str, Any] = field(default_factory=dict)
+    model: dict[str, Any] = field(default_factory=dict)
     records: list[JournalRow] = field(default_factory=list)
     counters: Counters = field(default_factory=Counters)
 
@@ -274,7 +276,7 @@ class _Loop:
             weights = self.job.checkpoints.load_best(best_step)
             if weights is None:
                 raise RuntimeError(f"the weights of the best step {best_step} are gone")
-            copy_into(self.job.scorer.model, weights)
+            self.job.checkpoints.restore(self.job.scorer.model, weights)
         return {**self._evaluate("test"), "test/step": best_step}
 
     def _consider(self, row: dict[str, Any]) -> bool:

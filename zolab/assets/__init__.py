@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 _HERE = Path(__file__).resolve().parent
+#: Embedded model whose tokenizer goes with models that are a shape and no more.
+TOKENIZER = "opt-prompt-2m"
 
 
 def _names(kind: str) -> list[str]:

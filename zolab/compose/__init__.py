@@ -15,9 +15,10 @@ from zolab.compose.building import build, trust
 from zolab.compose.cells import read_cell, title, title_of, write_cell
 from zolab.compose.overrides import explain, prepare_hydra, prepare_overrides, register_profiles
 from zolab.config import CONF_DIR, check_tree, hub, hub_data
-from zolab.config.contents import locate_model, locate_task, split_files, stored_shape
+from zolab.config.contents import locate_model, locate_task, split_files, stored_shape, uses_shape
 from zolab.config.forms import form_of
 from zolab.config.identity import identity, run_id
+from zolab.config.kinds import look_over_kind
 from zolab.config.rows import look_over
 from zolab.errors import UserError, first_line
 
@@ -105,18 +106,25 @@ def check(config: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
     cell = check_tree(resolve(config))
     del cell["grid"]
     model_dir, task_dir = locate_model(cell["model"]), locate_task(cell["task"])
-    if model_dir is None:
+    shaped = uses_shape(cell["model"])
+    if model_dir is None and not shaped:
         cell["model"]["revision"] = hub.pin(cell["model"])
-    elif cell["model"]["path"] not in assets.models():
+    elif not shaped and cell["model"]["path"] not in assets.models():
         cell["model"]["path"] = str(model_dir.resolve())
     if task_dir is None:
         cell["task"]["hub"]["revision"] = hub_data.pin(cell["task"]["hub"])
     elif cell["task"]["path"] not in assets.tasks():
         cell["task"]["path"] = str(task_dir.resolve())
-    if cell["model"]["config"]:
+    look_over_kind(cell["model"], stored_shape(cell["model"]))
+    if cell["model"]["config"] or shaped:
         from zolab.models.keys import look_over_keys
 
-        look_over_keys(cell["model"]["config"], stored_shape(cell["model"]))
+        if shaped:
+            look_over_keys(cell["model"]["shape"], None, key="model.shape")
+        look_over_keys(
+            cell["model"]["config"],
+            cell["model"]["shape"] if shaped else stored_shape(cell["model"]),
+        )
     if task_dir is not None:
         look_over(form_of(cell), split_files(task_dir))
     trust(cell["trusted_targets"])

@@ -29,6 +29,9 @@ def title(cell: Mapping[str, Any]) -> str:
     """What a cell is, in a few words for people."""
     mask = cell["sparsity"].get("name", "none")
     parts = [cell["optimizer"].get("name", cell["optimizer"]["_target_"])]
+    tuning = cell["model"].get("tuning", {}).get("kind", "full")
+    if tuning != "full":
+        parts[0] += f" ({tuning})"
     if mask != "none":
         parts.append(f"{mask} {cell['sparsity'].get('sparsity', '')}".strip())
     what = f"{cell['model']['name']} on {cell['task']['name']}"

@@ -14,6 +14,7 @@ import os
 import re
 import time
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,12 @@ def locate_model(model: dict[str, Any]) -> Path | None:
     if model["init"] == "pretrained":
         _look_over_weights(path, folder)
     return folder
+
+
+def uses_shape(model: Mapping[str, Any]) -> bool:
+    """Whether a model is drawn at random from `model.shape`, with nothing read from the hub."""
+    random = model["init"] == "random" and bool(model.get("shape"))
+    return random and assets.locate_model(model["path"]) is None
 
 
 def stored_shape(model: dict[str, Any]) -> dict[str, Any] | None:
@@ -167,7 +174,8 @@ def contents(cell: dict[str, Any]) -> dict[str, Any]:
     """Hashes of every data and model file a checked cell reads: name -> sha256 in hex.
 
     A hub model or data set is named by its hub name and commit instead (see `zolab.config.hub` and
-    `hub_data`). With init=random the weights of the model's folder are not read and not hashed.
+    `hub_data`). With init=random the weights of the model's folder are not read and not hashed;
+    one drawn from `model.shape` reads the embedded tokenizer and nothing else.
 
     Raises:
         UserError: a file or folder is missing or unreadable.
@@ -177,8 +185,13 @@ def contents(cell: dict[str, Any]) -> dict[str, Any]:
     data = cell["task"]["hub"] if task_dir is None else None
     model = cell["model"]
     model_dir = locate_model(model)
-    if model_dir is None:
-        behind: dict[str, Any] = {"hub": model["path"], "revision": model["revision"] or "main"}
+    behind: dict[str, Any]
+    if uses_shape(model):
+        patterns = _OTHER_MODEL_FILES[3:]
+        files = _matching(assets.model_dir(assets.TOKENIZER), patterns)
+        behind = {"tokenizer": _hash_all("model.path", files, cache)}
+    elif model_dir is None:
+        behind = {"hub": model["path"], "revision": model["revision"] or "main"}
     else:
         patterns = _OTHER_MODEL_FILES + (WEIGHTS if model["init"] == "pretrained" else ())
         behind = _hash_all("model.path", _matching(model_dir, patterns), cache)

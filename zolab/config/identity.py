@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from zolab.config.check import without_later_keys
-from zolab.config.contents import contents
+from zolab.config.contents import contents, uses_shape
 from zolab.config.forms import CAUSAL, protocol_of
 
 #: Raised when the meaning of a config changes, so that old runs are not taken for new ones.
@@ -16,7 +16,7 @@ IDENTITY_FORMAT = 1
 _SECTIONS = ("model", "task", "optimizer", "sparsity", "train", "seed")
 #: Where things lie and run, and how often a run is looked at: they change none of its numbers.
 _NOT_COUNTED = {
-    "model": ("device", "path"),
+    "model": ("device", "device_map", "path"),
     "task": ("path", "hub"),
     "train": ("log_every", "checkpoint_minutes", "eval_batch_size"),
 }
@@ -32,6 +32,8 @@ def identity(cell: Mapping[str, Any]) -> dict[str, Any]:
     sections = {name: without_later_keys(dict(cell), name) for name in _SECTIONS}
     if protocol_of(dict(cell)) == CAUSAL:
         sections["task"].pop("masked", None)
+    if not uses_shape(cell["model"]):
+        sections["model"].pop("shape", None)  # what it would say stands in the model's own config
     for name, keys in _NOT_COUNTED.items():
         sections[name] = {key: v for key, v in sections[name].items() if key not in keys}
     return {"format": IDENTITY_FORMAT, **sections}

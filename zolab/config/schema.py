@@ -16,6 +16,7 @@ from zolab.config.fields import option, part, section
 #: Config groups: `GROUP=NAME` on the command line picks `conf/GROUP/NAME.yaml`.
 GROUPS = (
     "model",
+    "model/tuning",
     "task",
     "optimizer",
     "optimizer/estimator",
@@ -54,12 +55,34 @@ class Model:
         help="read the weights, or draw them at random in the model's shape",
     )
     config: dict[str, Any] = option({}, help="keys of the model's own config to replace")
+    kind: str = option(
+        "causal",
+        choices=("causal", "masked"),
+        since="0.2",
+        help="predicts the next token, or a masked one",
+    )
+    shape: dict[str, Any] = option(
+        {},
+        since="0.2",
+        help="config of a hub model, so that init=random and `zolab plan` need no download",
+    )
+    bos: str = option(
+        "auto",
+        since="0.2",
+        help="token before every text: auto (as the model was trained), never, or a token",
+    )
+    tuning: Any = part("model.tuning", {"kind": "full"}, since="0.2", help="which weights train")
     attn_implementation: str | None = option(None, help="attention kernel; null: the default")
     device: str = option(
         "auto",
         pattern=r"auto|cpu|cuda(:\d+)?",
         expected="auto, cpu, cuda or cuda:N",
         help="where it runs; not part of a cell's identity",
+    )
+    device_map: str | None = option(
+        None,
+        since="0.2",
+        help="how accelerate spreads a model over devices, such as auto or balanced; null: not",
     )
 
 

@@ -36,12 +36,15 @@ print(json.dumps(read_keys(sys.argv[1])))
 """
 
 
-def look_over_keys(values: Mapping[str, Any], base: Mapping[str, Any] | None) -> None:
+def look_over_keys(
+    values: Mapping[str, Any], base: Mapping[str, Any] | None, key: str = "model.config"
+) -> None:
     """Check that each key to be replaced exists in the model's config.
 
     Args:
-        values: `model.config` of a checked cell.
+        values: `model.config` or `model.shape` of a checked cell.
         base: the model's own config.json; None if the shape comes from `values` alone.
+        key: which of the two, for messages.
 
     Raises:
         UserError: an unknown key, with the nearest valid name; an unknown model_type, or another
@@ -53,7 +56,7 @@ def look_over_keys(values: Mapping[str, Any], base: Mapping[str, Any] | None) ->
     own, chosen = base.get("model_type"), values.get("model_type")
     if own and chosen and own != chosen:
         raise UserError(
-            f"model.config.model_type = {chosen!r}: the model at model.path is of type {own!r}; "
+            f"{key}.model_type = {chosen!r}: the model at model.path is of type {own!r}; "
             "expected that or no model_type"
         )
     answer = _answer(str(own or chosen))
@@ -62,17 +65,15 @@ def look_over_keys(values: Mapping[str, Any], base: Mapping[str, Any] | None) ->
     if "types" in answer:
         if chosen:
             hint = nearest(str(chosen), answer["types"])
-            raise UserError(f"model.config.model_type = {chosen!r}: unknown to transformers{hint}")
+            raise UserError(f"{key}.model_type = {chosen!r}: unknown to transformers{hint}")
         return
     known = {*answer["keys"], *base, "model_type"} - _ELSEWHERE.keys()
     for name, value in values.items():
         if name in _ELSEWHERE:
-            raise UserError(f"model.config.{name} = {value!r}: set {_ELSEWHERE[name]} instead")
+            raise UserError(f"{key}.{name} = {value!r}: set {_ELSEWHERE[name]} instead")
         if name not in known:
             hint = nearest(name, sorted(known))
-            raise UserError(
-                f"model.config.{name} = {value!r}: {answer['class']} has no such key{hint}"
-            )
+            raise UserError(f"{key}.{name} = {value!r}: {answer['class']} has no such key{hint}")
 
 
 @functools.cache

@@ -40,11 +40,8 @@ class Scorer:
         self.autocast = autocast
         self.pad_id = pad_id
         self.device = next(model.parameters()).device
-        self._head = model.get_output_embeddings()
         self._select: Tensor | None = None
-        if self._head is None:
-            raise UserError(f"{type(model).__name__} has no output layer to read candidates from")
-        self._head.register_forward_pre_hook(self._take_scored)
+        _head(model).register_forward_pre_hook(self._take_scored)
 
     def batch(self, encoded: Sequence[Encoded]) -> Batch:
         """Encoded examples as tensors for this model."""
@@ -132,6 +129,21 @@ class MaskedScorer(Scorer):
             "input_ids": _repeat(batch.input_ids, copies),
             "attention_mask": _repeat(batch.attention_mask, copies),
         }
+
+
+def _head(model: nn.Module) -> nn.Module:
+    """The part of a model that makes logits of hidden states, one row like another.
+
+    In a masked model more than a matrix: all of it, so that rows are chosen before its first layer.
+    """
+    inner = model.get_output_embeddings()
+    if inner is None:
+        raise UserError(f"{type(model).__name__} has no output layer to read candidates from")
+    backbone = getattr(model, "base_model", None)
+    for child in model.children():
+        if child is not backbone and any(module is inner for module in child.modules()):
+            return child
+    return inner
 
 
 def _repeat(rows: Tensor, copies: int) -> Tensor:

@@ -41,6 +41,15 @@ from zolab.config.parts.probing import (
 )
 from zolab.config.parts.rules import Adam, FactorMomentum, Helene, Momentum, Sgd, Sign
 from zolab.config.parts.tasks import Classification, Generation, MultipleChoice, Record
+from zolab.config.parts.tuning import (
+    BiasTuning,
+    FullTuning,
+    HeadTuning,
+    LoraTuning,
+    PrefixTuning,
+    PromptTuning,
+    TensorTrainTuning,
+)
 
 #: slot -> (key that chooses, value of that key -> dataclass). The only such mapping.
 PARTS: dict[str, tuple[str, dict[str, type]]] = {
@@ -117,6 +126,18 @@ PARTS: dict[str, tuple[str, dict[str, type]]] = {
             "multiple_choice": MultipleChoice,
             "generation": Generation,
             "record": Record,
+        },
+    ),
+    "model.tuning": (
+        "kind",
+        {
+            "full": FullTuning,
+            "lora": LoraTuning,
+            "prefix": PrefixTuning,
+            "prompt": PromptTuning,
+            "head": HeadTuning,
+            "bitfit": BiasTuning,
+            "tensor_train": TensorTrainTuning,
         },
     ),
     "launcher": ("kind", {"local": LocalLauncher, "slurm": SlurmLauncher}),

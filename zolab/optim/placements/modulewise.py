@@ -76,7 +76,10 @@ class ModuleWise:
         self.entered.clear()
         self._clean = {info.pid: info.param.data for info in self.engine.infos}
         self._poison = poison
-        hook = self.model.register_forward_pre_hook(self._note_batch, with_kwargs=True)
+        # first of all: a hook of the model itself may put something before the text
+        hook = self.model.register_forward_pre_hook(
+            self._note_batch, with_kwargs=True, prepend=True
+        )
         # accelerate puts a forward of its own on modules (mixed precision, device maps).
         self._own_forward = {
             id(module): module.__dict__["forward"]
@@ -224,6 +227,9 @@ class ModuleWise:
             return None
         if _is_plain(module, nn.Embedding) and module.max_norm is None:
             return self._embedding(module, own[0], args[0], signs)
+        alone = len(own) == 1 and len(signs) == 2 and _is_plain(module, nn.Linear)
+        if alone and own[0].param is module.bias:
+            return self._biased(module, own[0], args[0])
         big = max(info.numel for info in own) > CHUNK_ELEMENTS
         if _is_plain(module, nn.Linear) and big and id(module.weight) in {id(i.param) for i in own}:
             return self._linear(module, own, args[0], signs)
@@ -252,6 +258,12 @@ class ModuleWise:
         tables = [(wide + step if sign > 0 else wide - step).to(weight.dtype) for sign in signs]
         halves = zip(place.chunk(len(signs)), tables, strict=True)
         return _rows([F.embedding(half, rows) for half, rows in halves])
+
+    def _biased(self, module: nn.Linear, info: ParamInfo, x: Tensor) -> Tensor:
+        """A frozen weight under a trained bias: one product for both signs."""
+        out = F.linear(x, module.weight)
+        halves = zip(out.chunk(2), self._pair(info), strict=True)
+        return _rows([half + bias for half, bias in halves])
 
     def _linear(
         self, module: nn.Linear, own: list[ParamInfo], x: Tensor, signs: tuple[float, ...]

@@ -88,9 +88,10 @@ def _ask(name: str, revision: str | None) -> str:
     from huggingface_hub import HfApi, is_offline_mode
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
-    for variable in ("HF_DATASETS_OFFLINE", "HF_HUB_OFFLINE"):
-        if is_offline_mode() or os.environ.get(variable, "0").upper() in ("1", "ON", "YES", "TRUE"):
-            raise _NoAnswer(f"{variable} is set")
+    if is_offline_mode():
+        raise _NoAnswer("HF_HUB_OFFLINE is set")
+    if os.environ.get("HF_DATASETS_OFFLINE", "0").upper() in ("1", "ON", "YES", "TRUE"):
+        raise _NoAnswer("HF_DATASETS_OFFLINE is set")
     try:
         commit = HfApi().dataset_info(name, revision=revision, timeout=TIMEOUT_SECONDS).sha
     except RevisionNotFoundError:

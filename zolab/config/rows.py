@@ -172,7 +172,7 @@ def _read_table(
                 row[label] = int(text)
             yield reader.line_num, dict(row)
     except csv.Error as error:
-        raise UserError(f"{file}:{reader.line_num}: {error}") from None
+        raise UserError(f"{file}:{reader.line_num + 1}: {error}") from None
 
 
 #: Ending of a data file's name -> how its rows are read.

@@ -1,7 +1,8 @@
 """Templates of prompts: texts with fields of a row in braces. Standard library only.
 
 `{sentence}` is the field as it stands, without space around it; `{hypothesis:bare|lower}` is
-changed by filters, from left to right.
+changed by filters, from left to right. A backslash with an n, which is how a command line hands a
+line break on, is one.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ def parse(template: str) -> Iterator[tuple[str, str | None, tuple[str, ...]]]:
                 raise ValueError(
                     f"{given!r} is not a filter (there are {known}){nearest(given, FILTERS)}"
                 )
-        yield literal, name, filters
+        yield literal.replace("\\n", "\n"), name, filters
 
 
 def fields(*templates: str) -> tuple[str, ...]:

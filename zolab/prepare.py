@@ -66,7 +66,7 @@ def study_of(
         loaded: model and tokenizer of the cell.
 
     Raises:
-        UserError: an example does not fit the model or its tokenizer, names the split.
+        UserError: an example does not fit the model or its tokenizer, or a split is empty.
     """
     limit = min(task.max_length or loaded.max_length, loaded.max_length)
     tokenizer, masked = loaded.tokenizer, protocol_of(cell) == MASKED
@@ -75,7 +75,10 @@ def study_of(
     else:
         encoder = Encoder(tokenizer, limit, task.max_new_tokens)
     scorer = (MaskedScorer if masked else CausalScorer)(
-        loaded.model, pad_id(tokenizer), DTYPES.get(cell["model"]["autocast"]), loaded.max_length
+        loaded.model,
+        tokenizer.pad_token_id,
+        DTYPES.get(cell["model"]["autocast"]),
+        loaded.max_length,
     )
     generator = Generator(tokenizer, task.max_new_tokens) if task.max_new_tokens else None
     name = cell["train"]["objective"]
@@ -98,11 +101,3 @@ def _encode(encoder: Encoder | MaskedEncoder, split: str, rows: list[Example]) -
     if not rows:
         raise UserError(f"task: the {split} split is empty")
     return encoder(rows)
-
-
-def pad_id(tokenizer: Any) -> int:
-    """The padding token; for lack of one any will do, since an attention mask hides it."""
-    for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
-        if token is not None:
-            return token
-    return 0

@@ -25,6 +25,7 @@ COLUMNS = (
     "model", "task", "method", "lr", "point", "forwards", "key", "num_runs", "num_nonfinite",
     "mean", "sd", "ci_low", "ci_high", "run_ids",
 )  # fmt: skip
+DEMONSTRATIONS = "test/demonstrations"
 #: Smallest budget point as a share of the reference's budget: 1/16.
 _HALVINGS = 4
 
@@ -175,7 +176,7 @@ def main_table(group: Group) -> Table:
     rows = []
     for method in group.methods:
         values = final_values(method, key)
-        row = [method.label]
+        row = [method.label + _demonstrations(method)]
         row += [level_sd(stats.mean(values), stats.sd(values), metric) if values.size else "–"]
         row += [interval(*stats.mean_interval(values), metric)]
         row += [_gain(method, constant, key, metric) for constant in constants]
@@ -198,6 +199,12 @@ def main_table(group: Group) -> Table:
     if any(method.unfinished for method in group.methods):
         notes.append("“of k”: k runs began; the means are over the finished ones.")
     return Table(f"{group.model} on {group.task}", headers, rows, notes)
+
+
+def _demonstrations(method: Method) -> str:
+    """How many answered examples stood before a question: " (9.3 demonstrations)", or ""."""
+    fitted = [c.test[DEMONSTRATIONS] for c in method.done if DEMONSTRATIONS in c.test]
+    return f" ({stats.mean(np.array(fitted)):.3g} demonstrations)" if fitted else ""
 
 
 def _lr(method: Method) -> str:

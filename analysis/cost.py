@@ -15,7 +15,8 @@ from analysis.tables import Table
 
 COLUMNS = (
     "model", "task", "method", "num_runs", "step_seconds", "step_seconds_sd", "forward_share",
-    *(f"{phase}_seconds" for phase in PHASES), "train_seconds", "peak_bytes", "run_ids",
+    *(f"{phase}_seconds" for phase in PHASES), "train_seconds", "peak_bytes",
+    "peak_over_base_bytes", "run_ids",
 )  # fmt: skip
 _MIB = 1 << 20
 
@@ -31,12 +32,19 @@ def csv_rows(groups: Sequence[Group]) -> list[dict[str, Any]]:
     `step_seconds` is the mean over runs of each run's median step, `forward_share` the share of it
     spent in forward passes (NaN with back-propagation), `<part>_seconds` the same for each part of
     a step that was logged (evaluation: one evaluation on dev), `train_seconds` the mean over runs,
-    `peak_bytes` the largest of all runs. NaN where nothing was logged.
+    `peak_bytes` the largest of all runs, `peak_over_base_bytes` the largest of what each run took
+    on top of its process as it was before training without the weights. NaN where nothing was
+    logged.
     """
     rows = []
     for group in groups:
         for method in group.methods:
             step, peak = _perf(method, "step_seconds"), _perf(method, "peak_bytes")
+            own = [
+                curve.perf["peak_bytes"] - curve.perf.get("base_bytes", 0.0)
+                for curve in method.done
+                if "peak_bytes" in curve.perf
+            ]
             rows.append(
                 {
                     "model": group.model,
@@ -52,6 +60,7 @@ def csv_rows(groups: Sequence[Group]) -> list[dict[str, Any]]:
                     },
                     "train_seconds": stats.mean(_perf(method, "train_seconds")),
                     "peak_bytes": float(peak.max()) if peak.size else float("nan"),
+                    "peak_over_base_bytes": max(own, default=float("nan")),
                     "run_ids": " ".join(curve.run_id for curve in method.done),
                 }
             )
@@ -75,7 +84,7 @@ def cost_table(group: Group) -> Table:
             _or_dash(step * 1e3, ".1f") + (f" ± {sd * 1e3:.1f}" if np.isfinite(sd) else ""),
             _or_dash(record["forward_share"], ".0%"),
             _or_dash(record["train_seconds"], ",.1f"),
-            _or_dash(record["peak_bytes"] / _MIB, ",.0f"),
+            _or_dash(record["peak_over_base_bytes"] / _MIB, ",.0f"),
         ]
         if relative:
             cells.insert(2, _or_dash(step / own, ".2f"))
@@ -83,9 +92,10 @@ def cost_table(group: Group) -> Table:
     notes = [
         "Step: median over a run's log rows, then mean ± standard deviation over seeds. “in "
         "forwards”: the share of a step spent in forward passes; “–” with back-propagation, whose "
-        "forward and backward passes are timed as one. Peak: largest over the runs, of "
-        "the whole process on CPU, of the allocator on CUDA. All as measured on the machine at "
-        "the time."
+        "forward and backward passes are timed as one. Peak: largest over the runs "
+        "while steps were taken (evaluations, without training): of the allocator on CUDA; on CPU, "
+        "of the resident size above that of the process before training, weights counted. All as "
+        "measured on the machine at the time."
     ]
     return Table("Time and memory", headers, rows, notes)
 

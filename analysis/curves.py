@@ -30,7 +30,8 @@ class Curve:
         perf: time and memory of the run: "step_seconds" and each part of a step that was logged
             ("forward_seconds", …, see `PHASES`; medians over the logged rows), "forward_share"
             (not with back-propagation, whose two passes are timed as one), "train_seconds",
-            "peak_bytes", "num_params" (weights of the model); what was not logged is missing.
+            "peak_bytes", "base_bytes", "num_params" (weights of the model); what was not logged is
+            missing.
     """
 
     run_id: str
@@ -95,11 +96,7 @@ def _perf(rows: pl.DataFrame) -> dict[str, float]:
     if zeroth_order and {"perf/step_seconds", "perf/forward_seconds"} <= columns:
         both = rows.drop_nulls(["perf/step_seconds", "perf/forward_seconds"])
         perf["forward_share"] = (both["perf/forward_seconds"] / both["perf/step_seconds"]).median()
-    for name, column in (
-        ("train_seconds", "train_seconds"),
-        ("peak_bytes", "perf/peak_bytes"),
-        ("num_params", "model/num_params"),
-    ):
+    for column in ("train_seconds", "perf/peak_bytes", "perf/base_bytes", "model/num_params"):
         if column in columns:
-            perf[name] = rows[column].max()
+            perf[column.rpartition("/")[2]] = rows[column].max()
     return {name: float(value) for name, value in perf.items() if value is not None}

@@ -36,6 +36,7 @@ FLOORS = {
     "zolab.baselines": 2,
     "zolab.journal": 2,
     "zolab.checkpoint": 2,
+    "zolab.memory": 2,
     "zolab.progress": 2,
     "zolab.environment": 2,
     "zolab.tracking": 2,

@@ -40,7 +40,6 @@ def evaluate(
     scorer: Scorer,
     examples: Sequence[Encoded],
     batch_size: int,
-    bias: Tensor | None = None,
     on_batch: Callable[[], object] = bool,
     likelihood: Objective = OPTIONS,
     generator: Generator | None = None,
@@ -51,7 +50,6 @@ def evaluate(
         scorer: the model.
         examples: encoded examples.
         batch_size: token rows per forward; at least one example.
-        bias: (candidates,) subtracted from the scores, see `calibration`.
         on_batch: called after each forward, to show that the process is alive.
         likelihood: what the loss is, `OPTIONS` or `LM`.
         generator: for a generation task; else the argmax of the candidates' mean log-probabilities
@@ -60,8 +58,6 @@ def evaluate(
     loss, weight, hits = 0.0, 0, 0.0
     for scores, batch in _scores(scorer, examples, batch_size):
         on_batch()
-        if bias is not None:
-            scores = scores - bias
         weight += likelihood.weight(batch)
         if likelihood.label_only:
             loss += label_nll(scores[None], batch).sum().item()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 from torch import Tensor
 
-from zolab.objectives import BatchLoss
+from zolab.objectives import Batch, BatchLoss, Encoded, Encoder, Scorer
 from zolab.optim import MeZOSVRG, StepRecord, ZeroOrder
+from zolab.tasks.base import Example
 
 
 class Learner(Protocol):
@@ -20,7 +21,7 @@ class Learner(Protocol):
         param_groups: as torch optimizers have them; the loop sets "lr".
         last: record of the last step.
         num_steps: steps taken.
-        calibrate: training rows to calibrate label words with, 0 for none.
+        facts: metrics of the method itself, by column name; logged with every evaluation.
     """
 
     trains: bool
@@ -28,7 +29,15 @@ class Learner(Protocol):
     param_groups: list[dict[str, Any]]
     last: StepRecord | None
     num_steps: int
-    calibrate: int
+    facts: dict[str, float]
+
+    def prompts(
+        self, splits: dict[str, list[Example]], encoder: Encoder
+    ) -> dict[str, list[Example]]:
+        """What the model is to read of each split's examples."""
+
+    def reader(self, scorer: Scorer, train: Sequence[Encoded], batch_size: int) -> Scorer | Reader:
+        """What evaluations take scores from."""
 
     def step(self, closure: BatchLoss) -> float:
         """One step on one mini-batch; the loss to report."""
@@ -46,14 +55,62 @@ class Learner(Protocol):
         """Take back what `tensors` gave after `step` steps."""
 
 
-class ZerothOrderLearner:
+class Reader:
+    """A scorer whose scores are turned into others; all else is the scorer's own.
+
+    Args:
+        scorer: of the model.
+    """
+
+    def __init__(self, scorer: Scorer) -> None:
+        self.scorer = scorer
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.scorer, name)
+
+    def scores(self, batch: Batch, copies: int = 1) -> Tensor:
+        """As `Scorer.scores`: float32 (copies, examples, width)."""
+        raise NotImplementedError
+
+
+class Plain:
+    """What most methods leave as it is."""
+
+    journaled = False
+    facts: dict[str, float]
+
+    def prompts(
+        self, splits: dict[str, list[Example]], encoder: Encoder
+    ) -> dict[str, list[Example]]:
+        """The examples themselves."""
+        return splits
+
+    def reader(self, scorer: Scorer, train: Sequence[Encoded], batch_size: int) -> Scorer | Reader:
+        """The model's own scores."""
+        return scorer
+
+    def flush(self) -> None:
+        """Weights are always clean."""
+
+    def offer_data(self, batches: Callable[[], Iterable[BatchLoss]]) -> None:
+        """Not needed: a step sees its own batch only."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """No state."""
+        return {}
+
+    def load_tensors(self, tensors: dict[str, Tensor], step: int) -> None:
+        """Nothing to load."""
+
+
+class ZerothOrderLearner(Plain):
     """A `ZeroOrder` optimizer as the loop sees it."""
 
     trains = True
     journaled = True
-    calibrate = 0
 
     def __init__(self, optimizer: ZeroOrder) -> None:
+        self.facts = {}
         self.optimizer = optimizer
         self.param_groups = optimizer.param_groups
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +23,9 @@ from zolab.objectives import (
     Scorer,
 )
 from zolab.tasks import Example, Task, build_task
+
+#: From the examples of each split and the encoder to what the model is to read.
+Prompts = Callable[[dict[str, list[Example]], Any], dict[str, list[Example]]]
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,11 @@ def task_of(cell: dict[str, Any]) -> Task:
 
 
 def study_of(
-    cell: dict[str, Any], task: Task, examples: dict[str, list[Example]], loaded: LoadedModel
+    cell: dict[str, Any],
+    task: Task,
+    examples: dict[str, list[Example]],
+    loaded: LoadedModel,
+    prompts: Prompts | None = None,
 ) -> Study:
     """Encode the examples for a model and choose how it is scored.
 
@@ -64,6 +72,7 @@ def study_of(
         task: of the cell.
         examples: what `task.load` gave.
         loaded: model and tokenizer of the cell.
+        prompts: what the method makes of the examples, see `Learner.prompts`; None: as they are.
 
     Raises:
         UserError: an example does not fit the model or its tokenizer, or a split is empty.
@@ -85,6 +94,8 @@ def study_of(
     name = task.objective if name == "auto" else name
     likelihood = LIKELIHOODS.get(name, LIKELIHOODS[task.objective])
     objective = likelihood if name in LIKELIHOODS else _metric_objective(name, generator)
+    if prompts is not None:
+        examples = prompts(examples, encoder)
     study = Study(task, scorer, encoder, objective, likelihood, generator, limit)
     for split, rows in examples.items():
         if split == "train" and objective.label_only:

@@ -27,6 +27,7 @@ from zolab.ledger import (
     write_json,
     write_status,
 )
+from zolab.memory import PeakMemory
 from zolab.models.load import LoadedModel
 from zolab.objectives import BatchLoss, MaskedScorer
 from zolab.optim import NUMERICS, ZeroOrder
@@ -201,11 +202,12 @@ def _prepare(folder: Path, cell: dict[str, Any], claim: Claim, number: int) -> J
     task = task_of(cell)
     examples = task.load()
     loaded = load_origin(folder, cell)
-    study = study_of(cell, task, examples, loaded)
-    total = settings["steps"]
-    progress_label = folder.name[:8]
     share, trained = trainable_share(loaded), loaded.trained  # some learners freeze in turns
     learner = _build_learner(cell, loaded)
+    study = study_of(cell, task, examples, loaded, learner.prompts)
+    memory = PeakMemory(loaded.model, study.scorer.device)
+    total = settings["steps"]
+    progress_label = folder.name[:8]
     metrics = Metrics(folder)
     counters, records = Counters(), []
     journal = None
@@ -240,6 +242,7 @@ def _prepare(folder: Path, cell: dict[str, Any], claim: Claim, number: int) -> J
         journal=journal,
         checkpoints=checkpoints,
         progress=progress,
+        memory=memory,
         attempt=number,
         records=records,
         counters=counters,

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import math
-import resource
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
 
 from zolab.checkpoint import Checkpoints, weights_hash
 from zolab.data import BatchOrder
 from zolab.errors import UserError
-from zolab.evaluate import calibration, evaluate
+from zolab.evaluate import evaluate
 from zolab.journal import Journal, JournalRow
-from zolab.learner import Learner
+from zolab.learner import Learner, Reader
 from zolab.ledger import Claim
+from zolab.memory import EVALUATION, STEPS, PeakMemory, largest_resident
 from zolab.objectives import PAD_UNIT, BatchLoss, Encoded, Scorer
 from zolab.prepare import Study
 from zolab.process import Preempted, resident_bytes, stop_asked
@@ -51,6 +48,7 @@ class Job:
     journal: Journal | None
     checkpoints: Checkpoints
     progress: Progress
+    memory: PeakMemory
     attempt: int
     data: dict[str, Any] = field(default_factory=dict)
     model: dict[str, Any] = field(default_factory=dict)
@@ -103,7 +101,7 @@ class _Loop:
         self.order = BatchOrder(unit, settings["batch_size"], job.seed)
         self.base_lr = [group["lr"] for group in job.learner.param_groups]
         job.learner.offer_data(self._whole)
-        self.bias: Tensor | None = None
+        self.reader: Scorer | Reader = job.scorer
         rows = [row for step, row in job.metrics.rows.items() if step <= self.step]
         self.train_seconds = self._seconds_so_far(rows)
         self._since = {"steps": 0, "seconds": 0.0, "forward": 0.0}
@@ -134,9 +132,8 @@ class _Loop:
             for row in job.records:
                 size = len(self.order.batch(row.step))
                 job.counters.add(row.num_forwards, size, row.coefficients)
-        if job.learner.calibrate:
-            prompts = job.splits["train"][: job.learner.calibrate]
-            self.bias = calibration(job.scorer, prompts, job.settings["eval_batch_size"])
+        size = job.settings["eval_batch_size"]
+        self.reader = job.learner.reader(job.scorer, job.splits["train"], size)
         self._row_if_due(job.records[-1] if job.records else None)
 
     def take_step(self) -> None:
@@ -180,7 +177,7 @@ class _Loop:
             "steps": self.total,
             "forwards_total": job.counters.forwards,
             "train_seconds": self.train_seconds,
-            "peak_bytes": peak_bytes(job.scorer.device),
+            **self._memory(),
             "nonfinite_total": job.counters.nonfinite,
             "best": {
                 "step": best_step,
@@ -252,7 +249,7 @@ class _Loop:
         out: dict[str, Any] = {
             "train_seconds": self.train_seconds,
             "gpu_seconds": self.train_seconds if device.type == "cuda" else 0.0,
-            "perf/peak_bytes": peak_bytes(device),
+            **{f"perf/{name}": value for name, value in self._memory().items()},
             "time": time.time(),
             "attempt": self.job.attempt,
         }
@@ -262,12 +259,27 @@ class _Loop:
         self._since = {"steps": 0, "seconds": 0.0, "forward": 0.0}
         return out
 
+    def _memory(self) -> dict[str, int]:
+        """Peak of the steps (of evaluating, if none was taken), and what it is to be seen from."""
+        memory = self.job.memory
+        memory.lap(STEPS if self.job.learner.trains else EVALUATION)
+        evaluation = memory.peak(EVALUATION)
+        return {
+            "peak_bytes": memory.peak(STEPS) or evaluation,
+            "eval_peak_bytes": evaluation,
+            "base_bytes": memory.base,
+        }
+
     def _evaluate(self, split: str) -> dict[str, float]:
-        study, size = self.job.study, self.job.settings["eval_batch_size"]
-        return evaluate(
-            study.scorer, study.splits[split], size, self.bias, self._between, study.likelihood,
-            study.generator,
-        ).row(split)  # fmt: skip
+        job, study, size = self.job, self.job.study, self.job.settings["eval_batch_size"]
+        if job.learner.trains:
+            job.memory.lap(STEPS)
+        row = evaluate(
+            self.reader, study.splits[split], size, self._between, study.likelihood, study.generator
+        ).row(split)
+        job.memory.lap(EVALUATION)
+        facts = job.learner.facts
+        return row | {key: facts[key] for key in facts if key.startswith(f"{split}/")}
 
     def _test(self) -> dict[str, float]:
         """Test is read once, at the best dev point; the model then holds those weights."""
@@ -337,7 +349,7 @@ class _Loop:
                 "loss": self._last_loss,
                 "forwards_per_second": progress.rate(),
                 "eta_seconds": progress.eta(step),
-                "rss_bytes": resident_bytes() or peak_bytes(torch.device("cpu")),
+                "rss_bytes": resident_bytes() or largest_resident(),
                 "metrics": self._evaluated,
             }
         )
@@ -363,11 +375,3 @@ class _Loop:
         extra = {"step": self.step, "counters": asdict(self.job.counters)}
         self.job.checkpoints.save(self.job.scorer.model, self.job.learner.tensors(), extra)
         self._saved, self._saved_step = time.monotonic(), self.step
-
-
-def peak_bytes(device: torch.device) -> int:
-    """Peak memory so far: of the CUDA allocator, or resident size of this process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -3,12 +3,14 @@
 from zolab.baselines.first_order import SGD, AdamW, FirstOrder
 from zolab.baselines.fused import LOMO, AdaLOMO
 from zolab.baselines.hift import HiFT
+from zolab.baselines.linear_probing import LinearProbing
 from zolab.baselines.low_rank import APOLLO, GaLore
 from zolab.baselines.subset_norm import AdamWSN
-from zolab.baselines.zero_shot import ZeroShot
+from zolab.baselines.untrained import ICL, ZeroShot
 
 __all__ = [
     "APOLLO",
+    "ICL",
     "LOMO",
     "SGD",
     "AdaLOMO",
@@ -17,5 +19,6 @@ __all__ = [
     "FirstOrder",
     "GaLore",
     "HiFT",
+    "LinearProbing",
     "ZeroShot",
 ]

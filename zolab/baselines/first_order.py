@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Callable, Iterable
 from types import ModuleType
 from typing import Any
 
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from zolab.errors import UserError
+from zolab.learner import Plain
 from zolab.objectives import BatchLoss
 from zolab.optim import StepRecord
 from zolab.optim.masks import layer_of
@@ -23,7 +23,7 @@ from zolab.optim.parameters import canonical_name
 from zolab.tracking.schema import BACKPROP_FORWARDS
 
 
-class FirstOrder:
+class FirstOrder(Plain):
     """A torch optimizer under the loop; each step counts `BACKPROP_FORWARDS` forwards.
 
     A step whose loss is not finite changes nothing and is counted.
@@ -34,10 +34,9 @@ class FirstOrder:
     """
 
     trains = True
-    journaled = False
-    calibrate = 0
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        self.facts = {}
         self._names = {id(p): n for n, p in model.named_parameters() if p.requires_grad}
         self._optimizer = optimizer
         self.param_groups = optimizer.param_groups
@@ -63,12 +62,6 @@ class FirstOrder:
         lr = self.param_groups[0]["lr"]
         moved = () if finite else None
         self.last = StepRecord(self.num_steps, lr, (loss,), moved, loss, BACKPROP_FORWARDS)
-
-    def flush(self) -> None:
-        """Weights are always clean."""
-
-    def offer_data(self, batches: Callable[[], Iterable[BatchLoss]]) -> None:
-        """Not needed: a step sees its own batch only."""
 
     def tensors(self) -> dict[str, Tensor]:
         """State by "parameter:key", and "group.N:step" where an optimizer counts by group."""

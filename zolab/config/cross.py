@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from zolab.config.cross_tasks import TASK_CHECKS
+from zolab.config.forms import MASKED, protocol_of
 
 Cell = dict[str, Any]
 
@@ -43,6 +44,15 @@ def _fused_backward(cell: Cell) -> str | None:
         return (
             f"model.dtype = 'float16': optimizer {name} adds lr times the gradient to weights of "
             "that type, which loses most of it; use float32 or bfloat16"
+        )
+    return None
+
+
+def _demonstrations(cell: Cell) -> str | None:
+    if cell["optimizer"]["_target_"] == "zolab.baselines.ICL" and protocol_of(cell) == MASKED:
+        return (
+            "optimizer = icl: demonstrations stand before a text that a causal model goes on with; "
+            "model.kind is masked"
         )
     return None
 
@@ -120,6 +130,7 @@ CROSS_CHECKS: tuple[Callable[[Cell], str | None], ...] = (
     _micro_batch,
     _mask_needs_zeroth_order,
     _fused_backward,
+    _demonstrations,
     _low_rank_and_mask,
     _factor_momentum,
     _quantile,

@@ -75,6 +75,24 @@ class Scorer:
             copies, -1
         )
 
+    def features(self, batch: Batch) -> Tensor:
+        """What the output layer reads where each example's first candidate is predicted.
+
+        Returns:
+            (examples, hidden) in the dtype of the forward, without a graph.
+        """
+        width = batch.counts.shape[1]
+        begins = torch.arange(batch.num_examples, device=self.device) * width
+        entries = torch.searchsorted(batch.owner, begins)
+        read: list[Tensor] = []
+        hook = self._head.register_forward_pre_hook(lambda module, args: read.append(args[0]))
+        try:
+            with torch.inference_mode():
+                self.logits(batch.select[batch.entry[entries]], **self._inputs(batch, 1))
+        finally:
+            hook.remove()
+        return read[-1]
+
     def logits(self, select: Tensor, **inputs: Any) -> Tensor:
         """One forward whose output layer sees the rows `select` of the flattened hidden states.
 

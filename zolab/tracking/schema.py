@@ -56,7 +56,15 @@ COLUMNS: dict[str, Column] = {
     "gpu_seconds": Column("s", "training time times the number of GPUs used", True),
     "perf/step_seconds": Column("s", "mean time of a step since the last row", True),
     "perf/forward_seconds": Column("s", "mean time of a step's forwards since the last row", True),
-    "perf/peak_bytes": Column("bytes", "peak memory of the process (CUDA: of the allocator)", True),
+    "dev/demonstrations": Column("", "answered examples before a dev question (ICL), mean"),
+    "test/demonstrations": Column("", "answered examples before a test question (ICL), mean"),
+    "perf/peak_bytes": Column(
+        "bytes", "peak memory of the steps: of the process (CUDA: of the allocator)", True
+    ),
+    "perf/eval_peak_bytes": Column("bytes", "the same of the evaluations", True),
+    "perf/base_bytes": Column(
+        "bytes", "resident size without weights before the first step (CUDA: 0)", True
+    ),
     "time": Column("s", "wall clock, seconds since 1970", True),
     "attempt": Column("", "number of the attempt that wrote the row", True),
 }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from zolab.config.parts.baselines import (
     APOLLO,
+    ICL,
     LOMO,
     SGD,
     AdaLOMO,
@@ -15,6 +16,7 @@ from zolab.config.parts.baselines import (
     AdamWSN,
     GaLore,
     HiFT,
+    LinearProbing,
     ZeroShot,
 )
 from zolab.config.parts.launchers import LocalLauncher, SlurmLauncher
@@ -70,6 +72,8 @@ PARTS: dict[str, tuple[str, dict[str, type]]] = {
             "zolab.baselines.AdamWSN": AdamWSN,
             "zolab.baselines.HiFT": HiFT,
             "zolab.baselines.ZeroShot": ZeroShot,
+            "zolab.baselines.ICL": ICL,
+            "zolab.baselines.LinearProbing": LinearProbing,
         },
     ),
     "optimizer.estimator": (

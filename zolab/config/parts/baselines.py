@@ -121,3 +121,27 @@ class ZeroShot:
         False, help="subtract each label word's mean log-probability over unlabelled rows"
     )
     num_calibration: int = option(200, min=1, help="training rows used to calibrate")
+
+
+@dataclass
+class ICL:
+    """No training: answered examples before each question (in-context learning)."""
+
+    name: str = option("icl", help="method name in tables", label=True)
+    num_demonstrations: int = option(32, min=1, help="examples at most; as many as fit")
+    demo_seed: int | None = option(
+        None, min=0, help="one set for all questions, drawn with this; null: a set for each"
+    )
+
+
+@dataclass
+class LinearProbing:
+    """No training of the model: a logistic regression on its last hidden state."""
+
+    name: str = option("linear_probing", help="method name in tables", label=True)
+    intercept: str = option(
+        "auto", choices=("auto", "yes", "no"), help="auto: none for OPT, whose features have one"
+    )
+    max_iter: int = option(5000, min=1, help="iterations of the solver at most")
+    tol: float = option(1.0e-4, above=0, help="tolerance of the solver")
+    folds: int = option(5, min=2, help="folds of the cross-validation that picks the penalty")

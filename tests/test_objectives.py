@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from zolab import assets
+from zolab.baselines.untrained import Calibrated
 from zolab.data import BatchOrder
 from zolab.evaluate import calibration, evaluate
 from zolab.models.load import LoadedModel, load_model
@@ -111,7 +112,7 @@ def test_calibration_is_the_mean_score(loaded: LoadedModel, scorer: CausalScorer
     assert torch.allclose(bias, torch.tensor(rows).mean(0), rtol=0, atol=2e-5)
     plain, calibrated = (
         evaluate(scorer, encoded, 2),
-        evaluate(scorer, encoded, 2, bias),
+        evaluate(Calibrated(scorer, bias), encoded, 2),
     )
     assert plain.loss != calibrated.loss
 
@@ -128,7 +129,8 @@ def test_embedded_zero_shot_is_what_its_card_says(
     test, train = encoder(splits["test"]), encoder(splits["train"][:200])
     assert evaluate(scorer, test, 64).metrics["accuracy"] == pytest.approx(0.574, abs=0.0015)
     bias = calibration(scorer, train, 64)
-    assert evaluate(scorer, test, 64, bias).metrics["accuracy"] == pytest.approx(0.750, abs=0.0015)
+    calibrated = evaluate(Calibrated(scorer, bias), test, 64)
+    assert calibrated.metrics["accuracy"] == pytest.approx(0.750, abs=0.0015)
 
 
 def test_autocast_moves_losses_a_little(loaded: LoadedModel) -> None:

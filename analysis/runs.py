@@ -26,6 +26,9 @@ from analysis.reading.online import read_online
 from zolab.errors import UserError
 from zolab.tracking.schema import SCHEMA_VERSION
 
+#: Classes that take no step; their runs are done with the evaluation at step 0.
+_UNTRAINED = (".ZeroShot", ".ICL", ".LinearProbing")
+
 
 @dataclass(frozen=True)
 class Runs:
@@ -175,7 +178,7 @@ def _describe(run: RunLog) -> dict[str, Any]:
 
 def is_zero_shot(optimizer: str, target: str) -> bool:
     """Whether a run with this optimizer name and `_target_` evaluates without training."""
-    return target.endswith(".ZeroShot") or optimizer.startswith("zero_shot")
+    return target.endswith(_UNTRAINED) or optimizer.startswith("zero_shot")
 
 
 def _state(run: RunLog, row: dict[str, Any]) -> str:

@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-
 from zolab.checkpoint import Checkpoints, weights_hash
 from zolab.data import BatchOrder
 from zolab.errors import UserError

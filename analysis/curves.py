@@ -14,8 +14,6 @@ from zolab.tracking.schema import AXES
 #: Parts of a step that a run may log as `perf/<part>_seconds`, in the order of a table.
 PHASES = ("data", "transfer", "perturb", "forward", "update", "evaluation")
 
-_MEMORY = ("perf/peak_bytes", "perf/base_bytes")
-
 
 @dataclass(frozen=True)
 class Curve:

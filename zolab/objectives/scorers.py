@@ -85,7 +85,9 @@ class Scorer:
         begins = torch.arange(batch.num_examples, device=self.device) * width
         entries = torch.searchsorted(batch.owner, begins)
         read: list[Tensor] = []
-        hook = self._head.register_forward_pre_hook(lambda module, args: read.append(args[0]))
+        hook = _head(self.model).register_forward_pre_hook(
+            lambda module, args: read.append(args[0])
+        )
         try:
             with torch.inference_mode():
                 self.logits(batch.select[batch.entry[entries]], **self._inputs(batch, 1))

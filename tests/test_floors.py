@@ -44,6 +44,7 @@ FLOORS = {
     "zolab.run": 3,
     "zolab.origin": 3,
     "zolab.verbs": 3,
+    "zolab.offloading": 2,
     "zolab.__main__": 6,
     "zolab.cli": 6,  # the one file that sees everything, inside its verbs
     "launchers": 4,

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from zolab.errors import UserError
 from zolab.optim.parameters import canonical_name
+from zolab.optim.placements import Placement
 
 
 def unique_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -68,17 +69,25 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         return tensors, json.loads((file.metadata() or {}).get("zolab", "{}"))
 
 
-@torch.no_grad()
 def copy_into(
-    model: nn.Module, tensors: dict[str, Tensor], names: frozenset[str] | None = None
+    model: nn.Module,
+    tensors: dict[str, Tensor],
+    names: frozenset[str] | None = None,
+    placement: Placement | None = None,
 ) -> None:
-    """Set parameters by canonical name: those of `names`, None for all; these and no others."""
+    """Set parameters by canonical name: those of `names`, None for all; these and no others.
+
+    Args:
+        model: whose parameters.
+        tensors: the weights.
+        names: see above.
+        placement: what evaluates with them, where they may lie elsewhere than in the parameters.
+    """
     parameters = _named(model, names)
     if parameters.keys() != tensors.keys():
         odd = sorted(parameters.keys() ^ tensors.keys())
         raise ValueError(f"weights do not fit the model: {', '.join(odd[:3])}")
-    for name, param in parameters.items():
-        param.copy_(tensors[name])
+    (placement or Placement()).load_weights(parameters, tensors)
 
 
 def _named(model: nn.Module, names: frozenset[str] | None) -> dict[str, nn.Parameter]:
@@ -126,9 +135,9 @@ class Checkpoints:
         save_tensors(path, dict(_named(model, self.names)), {"step": step})
         self._prune("best", keep=path)
 
-    def restore(self, model: nn.Module, weights: dict[str, Tensor]) -> None:
-        """Put back weights that were saved here."""
-        copy_into(model, weights, self.names)
+    def restore(self, model: nn.Module, weights: dict[str, Tensor], learner: Any) -> None:
+        """Put back weights that were saved here, to where the learner has its weights."""
+        copy_into(model, weights, self.names, getattr(learner, "placement", None))
 
     def load_best(self, step: int) -> dict[str, Tensor] | None:
         """Weights kept for `step`; None if they are not there."""

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from zolab.objectives import Batch, BatchLoss, Encoded, Encoder, Scorer
 from zolab.optim import MeZOSVRG, StepRecord, ZeroOrder
+from zolab.optim.placements import Placement
 from zolab.tasks.base import Example
 
 
@@ -113,6 +114,11 @@ class ZerothOrderLearner(Plain):
         self.facts = {}
         self.optimizer = optimizer
         self.param_groups = optimizer.param_groups
+
+    @property
+    def placement(self) -> Placement:
+        """Where the weights are."""
+        return self.optimizer.placement
 
     @property
     def last(self) -> StepRecord | None:

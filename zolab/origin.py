@@ -7,14 +7,15 @@ from typing import Any
 
 from torch import Tensor
 
-from zolab.checkpoint import copy_into, load_tensors, save_tensors, unique_parameters
+from zolab.checkpoint import save_tensors, unique_parameters
 from zolab.errors import UserError
-from zolab.models.load import LoadedModel, load_model
+from zolab.models.load import LoadedModel
+from zolab.offloading import Work
 from zolab.optim.parameters import is_adapter
 
 
-def load_origin(folder: Path, cell: dict[str, Any]) -> LoadedModel:
-    """The model at step 0, tuning mode applied.
+def load_origin(folder: Path, cell: dict[str, Any], work: Work) -> LoadedModel:
+    """The model at step 0, tuning mode applied; weights that stream are mapped, not read.
 
     The first attempt writes `init.safetensors`; later ones and replays read it, so that weights
     drawn at random or taken from activations are the same bits on any machine.
@@ -23,13 +24,13 @@ def load_origin(folder: Path, cell: dict[str, Any]) -> LoadedModel:
         UserError: the model cannot be loaded, or `init.safetensors` of a run that has begun is
             gone.
     """
-    loaded = load_model(cell["model"], cell["seed"])
+    loaded = work.load()
     drawn = _drawn(loaded, cell["model"]["init"] == "random")
     if not drawn:
         return loaded
     path = folder / "init.safetensors"
     if path.exists():
-        copy_into(loaded.model, load_tensors(path)[0], frozenset(drawn))
+        work.take_weights(loaded.model, path, frozenset(drawn))
     elif (folder / "header.json").exists():
         raise UserError(f"{path}: gone, and with it the weights this run began with")
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import sys
 import time
 import traceback
@@ -30,6 +31,7 @@ from zolab.ledger import (
 from zolab.memory import PeakMemory
 from zolab.models.load import LoadedModel
 from zolab.objectives import BatchLoss, MaskedScorer
+from zolab.offloading import Work, report, told_in_one_line
 from zolab.optim import NUMERICS, ZeroOrder
 from zolab.optim.placements import Paired
 from zolab.optim.selfcheck import SelfCheckError, settle_placement
@@ -86,7 +88,8 @@ def _attempt(folder: Path, claim: Claim) -> dict[str, Any]:
         claim.beat({"step": 0, "steps": cell["train"]["steps"]}, force=True)
         with claim.keep_alive():
             job = _prepare(folder, cell, claim, number)
-        outcome = train(job)
+        with told_in_one_line():
+            outcome = train(job)
         result = {
             "schema": SCHEMA_VERSION,
             "run_id": folder.name,
@@ -107,6 +110,7 @@ def _attempt(folder: Path, claim: Claim) -> dict[str, Any]:
         write_json(folder / "result.json", result)
         write_status(folder, "done", attempt=number)
         job.checkpoints.remove()
+        Work(cell, folder, str(number)).clear(all_attempts=True)
         return result
     except Fenced:
         raise  # the directory belongs to someone else: not one byte more
@@ -162,8 +166,9 @@ def rebuild(run: str | Path, step: int) -> LoadedModel:
     if not header:
         raise UserError(f"{folder}: no header.json, so the run has not begun")
     rows = read_journal(folder)
-    loaded = load_origin(folder, cell)
-    learner = _build_learner(cell, loaded)
+    work = Work(cell, folder, f"replay-{os.getpid()}")  # a live run has files of its own
+    loaded = load_origin(folder, cell, work)
+    learner = _build_learner(cell, loaded, work)
     if not isinstance(learner, ZerothOrderLearner):
         return _rebuild_saved(folder, cell, loaded, learner, step)
     if step > len(rows):
@@ -172,6 +177,8 @@ def rebuild(run: str | Path, step: int) -> LoadedModel:
     _use_recorded_placement(optimizer, header)
     _check_header(folder, header, optimizer, cell)
     replay_rows(optimizer, rows[:step])
+    optimizer.placement.unbind()
+    work.clear()  # what is mapped from there stays for as long as the model does
     return loaded
 
 
@@ -201,9 +208,11 @@ def _prepare(folder: Path, cell: dict[str, Any], claim: Claim, number: int) -> J
     settings = cell["train"]
     task = task_of(cell)
     examples = task.load()
-    loaded = load_origin(folder, cell)
+    work = Work(cell, folder, str(number))
+    work.clear(all_attempts=True)
+    loaded = load_origin(folder, cell, work)
     share, trained = trainable_share(loaded), loaded.trained  # some learners freeze in turns
-    learner = _build_learner(cell, loaded)
+    learner = _build_learner(cell, loaded, work)
     study = study_of(cell, task, examples, loaded, learner.prompts)
     memory = PeakMemory(loaded.model, study.scorer.device)
     total = settings["steps"]
@@ -225,6 +234,8 @@ def _prepare(folder: Path, cell: dict[str, Any], claim: Claim, number: int) -> J
         f"tuning {share['tuning']}: {share['num_trained']:,} of {share['num_parameters']:,} "
         f"weights train ({100 * share['trained_share']:.3g} %)"
     )
+    for line in report(learner):
+        progress.say(line)
     _tell_truncated(progress, study)
     if learner.num_steps:
         progress.say(f"continuing after step {learner.num_steps} (attempt {number})")
@@ -252,7 +263,7 @@ def _prepare(folder: Path, cell: dict[str, Any], claim: Claim, number: int) -> J
     )
 
 
-def _build_learner(cell: dict[str, Any], loaded: LoadedModel) -> Learner:
+def _build_learner(cell: dict[str, Any], loaded: LoadedModel, work: Work) -> Learner:
     """The optimizer: parts for a `ZeroOrder`, the whole model for everything else."""
     from hydra.utils import get_class
 
@@ -265,6 +276,8 @@ def _build_learner(cell: dict[str, Any], loaded: LoadedModel) -> Learner:
     parts = {"mask": compose.build(cell["sparsity"])}
     if loaded.tuning.frozen_base and node.get("placement", {}).get("_target_") == "auto":
         parts["placement"] = Paired()  # both signs pass the frozen weights in one batch
+    elif work.folder is not None:
+        parts["placement"] = work.prepare(compose.build(node["placement"]))
     optimizer = compose.build(
         node, model.named_parameters(), seed=cell["seed"], model=model, **parts
     )
@@ -336,7 +349,7 @@ def _resume_journaled(
     found = checkpoints.newest(at_most=len(records))
     if found is not None:
         weights, state, extra = found
-        checkpoints.restore(loaded.model, weights)
+        checkpoints.restore(loaded.model, weights, learner)
         learner.load_tensors(state, extra["step"])
     replay_rows(learner.optimizer, records)
 
@@ -347,7 +360,7 @@ def _resume_saved(learner: Learner, loaded: LoadedModel, checkpoints: Checkpoint
     if found is None:
         return Counters()
     weights, state, extra = found
-    checkpoints.restore(loaded.model, weights)
+    checkpoints.restore(loaded.model, weights, learner)
     learner.load_tensors(state, extra["step"])
     return Counters(**extra["counters"])
 

@@ -287,7 +287,7 @@ class _Loop:
             weights = self.job.checkpoints.load_best(best_step)
             if weights is None:
                 raise RuntimeError(f"the weights of the best step {best_step} are gone")
-            self.job.checkpoints.restore(self.job.scorer.model, weights)
+            self.job.checkpoints.restore(self.job.scorer.model, weights, self.job.learner)
         return {**self._evaluate("test"), "test/step": best_step}
 
     def _consider(self, row: dict[str, Any]) -> bool:

@@ -122,7 +122,7 @@ def run(optimizer: ZeroOrder, closure, steps: int, flush_every: int = 0) -> list
 def test_fifty_steps_equal_paired(name: str, mask, dtype: torch.dtype, tmp_path: Path) -> None:
     """One block in CPU memory, one on disk; losses, coefficients, weights."""
     seen = []
-    for placement in (Paired(), Offload("cpu*1, disk", write_back_every=3, folder=str(tmp_path))):
+    for placement in (Paired(), Offload("cpu*1+disk", write_back_every=3, folder=str(tmp_path))):
         model = family(name, dtype)
         optimizer = make(model, placement, mask=mask(), weight_decay=0.01)
         seen.append((run(optimizer, short(model), 50), bits(model)))
@@ -138,7 +138,7 @@ VARIANTS = {
     "disk_journal": {"tier": "disk", "write_back_every": 0},
     "upload_only": {"tier": "cpu", "upload_only": True},
     "upload_only_disk": {"tier": "disk", "upload_only": True, "write_back_every": 2},
-    "mixed": {"tier": "device*1, cpu*0, disk"},
+    "mixed": {"tier": "device*1+cpu*0+disk"},
 }
 MASKS = {
     "small": lambda: SmallWeights(0.75),
@@ -208,7 +208,7 @@ def test_conservative_steps_stream() -> None:
 
 def test_frozen_weights_travel_too() -> None:
     seen = []
-    for placement in (Paired(), Offload("cpu*1, disk", write_back_every=2)):
+    for placement in (Paired(), Offload("cpu*1+disk", write_back_every=2)):
         model = family("opt")
         for name, param in model.named_parameters():
             param.requires_grad_("q_proj" in name)
@@ -374,7 +374,7 @@ def test_what_cannot_go_together_is_refused() -> None:
         with pytest.raises(ValueError, match=said):
             Offload(**options)
     with pytest.raises(PlanError, match=r"the numbers make 3 blocks, the model has 2"):
-        make(model, Offload("cpu*1, disk*2"))
+        make(model, Offload("cpu*1+disk*2"))
 
 
 def test_a_model_that_cannot_be_paired_is_refused() -> None:
@@ -389,7 +389,7 @@ def test_a_model_that_cannot_be_paired_is_refused() -> None:
 
 def test_a_fit_model_passes_the_self_check() -> None:
     model = opt()
-    optimizer = make(model, Offload("cpu*1, disk"))
+    optimizer = make(model, Offload("cpu*1+disk"))
     start = bits(model)
     settle_placement(optimizer, lm_closure(model))
     assert optimizer.placement.name == "offload"

@@ -51,7 +51,7 @@ def test_where_the_device_is_the_cpu_blocks_and_slots_share_its_memory() -> None
 
 def test_state_and_staging_count() -> None:
     free = Free(4 * GB, 100 * GB, 100 * GB)
-    plan = plan_tiers([GB] * 4, 0, free, tier="cpu*2, disk", state=2.0, staging=GB, packed=10**8)
+    plan = plan_tiers([GB] * 4, 0, free, tier="cpu*2+disk", state=2.0, staging=GB, packed=10**8)
     assert plan.needs["host"] == 2 * GB + 4 * GB + 3 * (GB + 10**8)
     assert plan.needs["device"] == 3 * (GB + 10**8)
 
@@ -64,7 +64,7 @@ def test_state_and_staging_count() -> None:
         ("auto", Free(2 * GB, 9 * GB, 0), "device memory is too small: 3.0 GB needed, 2.0 GB"),
         ("auto", Free(4 * GB, GB, GB), "the disk of placement.folder is too small"),
         ("ram", Free(9 * GB, GB, GB), "'ram': expected auto, cpu, disk, or numbers"),
-        ("cpu, disk", Free(9 * GB, GB, GB), "the numbers make 0 blocks, the model has 4"),
+        ("cpu+disk", Free(9 * GB, GB, GB), "the numbers make 0 blocks, the model has 4"),
     ],
 )
 def test_a_plan_that_does_not_fit_is_refused_with_figures(tier: str, free: Free, said: str) -> None:

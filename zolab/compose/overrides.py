@@ -72,6 +72,10 @@ def _look_over_choice(text: str, override: Any) -> None:
             raise UserError(f"{text}: {override.key_or_group} takes the name of a choice")
 
 
+#: Why a choice may lack a part.
+_WITHOUT = {"optimizer/placement": " (it evaluates no perturbed losses)"}
+
+
 def explain(error: Exception) -> str:
     """One line for what Hydra or OmegaConf says about a config that cannot be composed."""
     from hydra.errors import MissingConfigException
@@ -91,7 +95,8 @@ def explain(error: Exception) -> str:
         return f"{found[1]}: several values; add -m to run them all, or write a list as [a,b]"
     if found := re.match(r"Could not override '([\w/]+)'\. No match", message):
         parent = found[1].rpartition("/")[0]
-        return f"{found[1]}: the chosen {parent or 'config'} has no such part"
+        reason = _WITHOUT.get(found[1], "")
+        return f"{found[1]}: the chosen {parent or 'config'} has no such part{reason}"
     cause = error.__cause__
     return message + (f" ({first_line(cause)})" if cause else "")
 

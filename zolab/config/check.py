@@ -84,6 +84,8 @@ def _check_value(
 def without_later_keys(node: dict[str, Any], name: str, cls: type = Root) -> Any:
     """A value of a checked section without the keys that came `since` and are at their default.
 
+    Keys that are not `counted` are left out as well.
+
     Args:
         node: checked section.
         name: key in it.
@@ -103,6 +105,8 @@ def without_later_keys(node: dict[str, Any], name: str, cls: type = Root) -> Any
     kept = {} if chooser is None else {chooser: node[name][chooser]}
     for field in dataclasses.fields(inner):
         value = node[name][field.name]
+        if not field.metadata.get("counted", True):
+            continue
         if field.metadata.get("since"):
             default = _check_value(field.name, _default(field.name, field), inner, field, ())
             if value == default:

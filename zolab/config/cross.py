@@ -111,6 +111,37 @@ def _svrg(cell: Cell) -> str | None:
     return None
 
 
+#: Why a method needs all its weights where the parameters are.
+_NEED_WEIGHTS = {
+    "zolab.optim.BlockWise": "block-wise steps bind a placement to each block, and only one can "
+    "move the weights",
+    "zolab.optim.MeZOSVRG": "it holds a second copy of the weights, the anchor, and swaps the two",
+}
+
+
+def _offload(cell: Cell) -> str | None:
+    if _target_of(cell, "placement") != "zolab.optim.Offload":
+        return None
+    optimizer, placement = cell["optimizer"], cell["optimizer"]["placement"]
+    reason = _NEED_WEIGHTS.get(optimizer["_target_"])
+    if reason:
+        return f"optimizer/placement = offload with optimizer {optimizer['name']}: {reason}"
+    if cell["model"].get("device_map"):
+        return (
+            f"model.device_map = {cell['model']['device_map']!r}: with optimizer/placement=offload "
+            "the placement decides where layers lie; leave it at null"
+        )
+    rule = optimizer.get("rule", {})
+    stored = rule.get("history") == "stored" or rule.get("_target_") == "zolab.optim.Helene"
+    if stored and "disk" in placement["tier"]:
+        return (
+            f"optimizer.placement.tier = {placement['tier']!r}: {rule['_target_']} keeps numbers "
+            "for every weight in memory, so its layers cannot be on disk; use tier=cpu"
+            + (" or optimizer.rule.history=replayed" if "history" in rule else "")
+        )
+    return None
+
+
 def _online(cell: Cell) -> str | None:
     tracking = cell["tracking"]
     if tracking["mode"] == "online" and not tracking["wandb"]:
@@ -135,6 +166,7 @@ CROSS_CHECKS: tuple[Callable[[Cell], str | None], ...] = (
     _factor_momentum,
     _quantile,
     _svrg,
+    _offload,
     *TASK_CHECKS,
     _online,
     _grid,

@@ -24,6 +24,7 @@ def option(
     expected: str | None = None,
     label: bool = False,
     since: str | None = None,
+    counted: bool = True,
 ) -> Any:
     """Declare one config value.
 
@@ -41,6 +42,8 @@ def option(
         since: for a key added to a class that runs were made with: the version of zolab that
             brought it. At its default it does not count in a cell's identity, so that those runs
             keep their names and are continued; the default must then mean what they did.
+        counted: False for a key of a part that changes no number of a run, such as where its
+            weights lie: it does not count in a cell's identity.
     """
     metadata = {
         "help": help,
@@ -53,6 +56,7 @@ def option(
         "expected": expected,
         "label": label,
         "since": since,
+        "counted": counted,
     }
     if isinstance(default, list | dict):
         value = default

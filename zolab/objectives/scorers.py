@@ -39,9 +39,13 @@ class Scorer:
         self.limit = limit
         self.autocast = autocast
         self.pad_id = pad_id
-        self.device = next(model.parameters()).device
         self._select: Tensor | None = None
         _head(model).register_forward_pre_hook(self._take_scored)
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs go; asked each time, since a placement may move the model."""
+        return next(self.model.parameters()).device
 
     def batch(self, encoded: Sequence[Encoded]) -> Batch:
         """Encoded examples as tensors for this model."""

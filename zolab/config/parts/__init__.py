@@ -33,6 +33,7 @@ from zolab.config.parts.probing import (
     Gaussian,
     InPlace,
     LazyLowRank,
+    Offload,
     OnePoint,
     OneSided,
     Paired,
@@ -111,6 +112,7 @@ PARTS: dict[str, tuple[str, dict[str, type]]] = {
             "zolab.optim.InPlace": InPlace,
             "zolab.optim.Paired": Paired,
             "zolab.optim.PerLayer": PerLayer,
+            "zolab.optim.Offload": Offload,
         },
     ),
     "sparsity": (

@@ -97,6 +97,40 @@ class PerLayer:
     """Each module perturbs its own weights on entry and puts the saved copy back on exit."""
 
 
+_BLOCKS = r"(device|cpu|disk)(\*\d+)?"
+
+
+@dataclass
+class Offload:
+    """As paired, with the layers in CPU memory or on disk, on the device only in turn (ZO2)."""
+
+    tier: str = option(
+        "auto",
+        pattern=rf"auto|{_BLOCKS}(\+{_BLOCKS})*",
+        expected="auto, cpu, disk, or numbers of blocks such as 'device*2+cpu*10+disk'",
+        help="where the layers lie; auto fills the device, then CPU memory, then the disk",
+        counted=False,
+    )
+    slots: int = option(3, min=2, help="layers on the device at a time", counted=False)
+    write_back_every: int = option(
+        8,
+        min=0,
+        help="updates after which a layer on disk is written anew; 0: only for evaluations",
+        counted=False,
+    )
+    upload_only: bool = option(
+        False, help="the host updates its own copy and nothing is downloaded", counted=False
+    )
+    transfer: str = option(
+        "none",
+        choices=("none", "float16", "bfloat16", "float8", "int8"),
+        help="round weights to this on their way to the device; the host keeps the exact ones",
+    )
+    folder: str | None = option(
+        None, help="for work files of the disk tier; null: the run directory", counted=False
+    )
+
+
 @dataclass
 class Auto:
     """Left to the optimizer: in_place for float32 without a mask, paired otherwise."""

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 TIERS = ("device", "cpu", "disk")
 #: Share of what is free that the plan uses; the rest is for activations, scratch and others.
 DEVICE_SHARE, HOST_SHARE, DISK_SHARE = 0.85, 0.95, 0.98
-#: A share of the text "cpu*4, disk*28".
+#: A share of the text "cpu*4+disk*28".
 _PIECE = re.compile(r"(device|cpu|disk)(?:\*(\d+))?")
 
 
@@ -102,7 +102,7 @@ def plan_tiers(
         resident: bytes of everything else; always on the device.
         free: bytes free before any of it is loaded.
         tier: "auto"; "cpu" or "disk" for all blocks; or numbers of blocks in the order of the
-            tiers, such as "device*2, cpu*10, disk*20", where one may stand without a number and
+            tiers, such as "device*2+cpu*10+disk*20", where one may stand without a number and
             takes the rest.
         slots: buffers on the device, as large as the largest block each.
         state: bytes of optimizer state for each byte of weights; it lies beside the block.
@@ -185,11 +185,11 @@ def _needs(
 
 def _read(tier: str, total: int) -> list[str]:
     """The tiers that a text names."""
-    pieces = [_PIECE.fullmatch(piece.strip()) for piece in tier.split(",")]
+    pieces = [_PIECE.fullmatch(piece.strip()) for piece in tier.split("+")]
     if any(piece is None for piece in pieces):
         raise PlanError(
             f"placement.tier = {tier!r}: expected auto, cpu, disk, or numbers of blocks such as "
-            "'cpu*4, disk'"
+            "'cpu*4+disk'"
         )
     counts = [(p[1], None if p[2] is None else int(p[2])) for p in pieces if p is not None]
     given = sum(n for _, n in counts if n is not None)

@@ -35,7 +35,7 @@ class Offload(Paired):
 
     Args:
         tier: "auto" (fill the device, then CPU memory, then the disk), "cpu", "disk", or numbers
-            of blocks such as "device*2, cpu*10, disk"; see `plan_tiers`.
+            of blocks such as "device*2+cpu*10+disk"; see `plan_tiers`.
         slots: blocks on the device at a time, at least 2.
         write_back_every: updates after which a block on disk is written anew; 0: only when clean
             weights are asked for (`flush`). In between, updates are kept as scalars and applied on
@@ -315,8 +315,11 @@ class Offload(Paired):
         names = {id(param): name for name, param in params.items()}
         away = self.pipeline.seats if self.pipeline else []
         for seat in away:
-            seat.store.put([tensors[names.pop(id(param))] for param in seat.block.params])
-            self.moved(seat)
+            mine = [names.pop(id(param), None) for param in seat.block.params]
+            if any(mine):
+                present = zip(mine, seat.store.views, strict=True)
+                seat.store.put([view if name is None else tensors[name] for name, view in present])
+                self.moved(seat)
         super().load_weights({name: params[name] for name in names.values()}, tensors)
 
 

@@ -1,0 +1,185 @@
+"""Cells whose weights stream (`optimizer/placement=offload`): where they load from and lie."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from zolab.checkpoint import copy_into, load_tensors, unique_parameters
+from zolab.errors import UserError
+from zolab.models.load import DTYPES, LoadedModel, load_model, model_source, pick_device
+from zolab.optim import Offload
+from zolab.optim.offload.plan import size
+from zolab.optim.offload.stores import FileChangedError
+
+TARGET = "zolab.optim.Offload"
+#: Weights in the headers of safetensors files that a dtype conversion applies to.
+_FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_NAMES = {dtype: name for name, dtype in _FLOATS.items()}
+
+
+class Work:
+    """What one attempt or replay of a cell loads, and the scratch files it may need for that.
+
+    For a cell whose weights are in memory it loads the model and has no files. Work files are
+    never needed by another attempt: journal and checkpoints rebuild the weights.
+
+    Args:
+        cell: checked config.
+        run_dir: of the cell.
+        name: of the attempt or replay.
+
+    Attributes:
+        folder: for the work files; None where weights do not stream.
+    """
+
+    def __init__(self, cell: dict[str, Any], run_dir: Path, name: str) -> None:
+        self.cell = cell
+        self.folder: Path | None = None
+        placement = cell["optimizer"].get("placement", {})
+        if placement.get("_target_") == TARGET:
+            root = placement["folder"]
+            home = run_dir / "offload" if root is None else Path(root) / run_dir.name
+            self.folder = home / name
+
+    def __enter__(self) -> Work:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.clear()
+
+    def clear(self, all_attempts: bool = False) -> None:
+        """Remove the files of this attempt, or of all of them."""
+        if self.folder is None:
+            return
+        shutil.rmtree(self.folder.parent if all_attempts else self.folder, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            self.folder.parent.rmdir()  # if nothing else is in it
+
+    def load(self) -> LoadedModel:
+        """The model; of one that streams, almost nothing is in memory.
+
+        Its weights are mapped from their files. Where `model.dtype` is another type than theirs,
+        they are first converted, tensor by tensor, into work files. Weights drawn at random
+        (`model.init=random`) are in memory once.
+        """
+        config = self.cell["model"]
+        if self.folder is not None:
+            config = {**config, "device": "cpu"}
+            if config["init"] != "random":
+                config["path"] = _in_dtype(config, self.folder / "base")
+        return load_model(config, self.cell["seed"])
+
+    def take_weights(self, model: nn.Module, path: Path, names: frozenset[str]) -> None:
+        """Give the model the weights `names` of a file made by `save_tensors`: read, or mapped."""
+        tensors, _ = load_tensors(path)
+        if self.folder is None:
+            copy_into(model, tensors, names)
+            return
+        for name, param in unique_parameters(model).items():
+            if name not in names:
+                continue
+            if tensors[name].dtype != param.dtype or tensors[name].shape != param.shape:
+                raise UserError(f"{path}: {name} has another shape or dtype than the model")
+            param.data = tensors[name]
+
+    def prepare(self, placement: Offload) -> Offload:
+        """Tell a placement where to compute and where its files may lie."""
+        placement.device = pick_device(self.cell["model"]["device"])
+        placement.folder = self.folder
+        return placement
+
+
+def report(learner: Any) -> list[str]:
+    """Lines for the log: which block lies where, and what rounding does to the weights."""
+    placement = getattr(learner, "placement", None)
+    if not isinstance(placement, Offload) or placement.plan is None:
+        return []
+    lines = [f"offload: {placement.plan}"]
+    if placement.transfer_error is not None:
+        lines.append(f"offload: transfer={placement.transfer}: {placement.transfer_error}")
+    return lines
+
+
+@contextlib.contextmanager
+def told_in_one_line() -> Iterator[None]:
+    """A weight file that changed under way, as a UserError."""
+    try:
+        yield
+    except FileChangedError as error:
+        raise UserError(str(error)) from error
+
+
+def _in_dtype(config: dict[str, Any], out: Path) -> str:
+    """Path to load from: the model's own, or a copy of it in `model.dtype`."""
+    source = Path(model_source(config["path"], config["init"]))
+    dtype = DTYPES[config["dtype"]]
+    shards = sorted(source.glob("*.safetensors")) if source.is_dir() else []
+    kinds = {entry["dtype"] for shard in shards for entry in _header(shard)[0].values()}
+    if not (kinds & _FLOATS.keys()) - {_NAMES[dtype]}:
+        return config["path"]
+    _look_for_room(shards, dtype, out)
+    out.mkdir(parents=True, exist_ok=True)
+    for file in source.iterdir():
+        if file.suffix == ".safetensors":
+            convert(file, out / file.name, dtype)
+        elif file.is_file() and not file.name.startswith("pytorch_model"):
+            shutil.copyfile(file, out / file.name)
+    return str(out)
+
+
+def _look_for_room(shards: list[Path], dtype: torch.dtype, out: Path) -> None:
+    need = sum(shard.stat().st_size for shard in shards)
+    place = next(p for p in (out, *out.absolute().parents) if p.exists())
+    free = shutil.disk_usage(place).free
+    if need > free:
+        raise UserError(
+            f"model.dtype = {str(dtype).split('.')[1]}: the weights are of another type, and a "
+            f"converted copy needs up to {size(need)} in {place}, where {size(free)} are free; set "
+            "optimizer.placement.folder"
+        )
+
+
+def convert(source: Path, out: Path, dtype: torch.dtype) -> None:
+    """Write a safetensors file with its floats in another dtype, one tensor in memory at a time."""
+    from safetensors import safe_open
+
+    header, metadata = _header(source)
+    spans, end = {}, 0
+    for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+        width = entry["data_offsets"][1] - entry["data_offsets"][0]
+        kind = entry["dtype"]
+        if kind in _FLOATS:
+            width = width // _FLOATS[kind].itemsize * dtype.itemsize
+            kind = _NAMES[dtype]
+        offsets = [end, end + width]
+        spans[name] = {"dtype": kind, "shape": entry["shape"], "data_offsets": offsets}
+        end += width
+    text = json.dumps({"__metadata__": metadata, **spans}).encode()
+    text += b" " * (-len(text) % 8)
+    with safe_open(source, framework="pt") as weights, out.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name, entry in spans.items():
+            tensor = weights.get_tensor(name)
+            if entry["dtype"] == _NAMES[dtype] and tensor.is_floating_point():
+                tensor = tensor.to(dtype)
+            file.write(memoryview(tensor.contiguous().view(-1).view(torch.uint8).numpy()))
+
+
+def _header(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """Entries and metadata in front of a safetensors file."""
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            found = json.loads(file.read(length))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not a safetensors file ({error})") from error
+    metadata = found.pop("__metadata__", None) or {"format": "pt"}
+    return found, metadata

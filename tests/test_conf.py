@@ -23,11 +23,17 @@ from zolab.config.fields import AUTO, TARGET
 from zolab.errors import UserError
 
 FILES = sorted(CONF_DIR.rglob("*.yaml"))
-CHOICES = [
-    (file.parent.relative_to(CONF_DIR).as_posix(), file.stem)
-    for file in FILES
-    if file.parent != CONF_DIR
-]
+
+
+def _choice(file: Path) -> tuple[str, str]:
+    """Group and name; the folders below `experiment` are part of the name."""
+    path = file.relative_to(CONF_DIR).with_suffix("")
+    if path.parts[0] == "experiment":
+        return "experiment", path.relative_to("experiment").as_posix()
+    return path.parent.as_posix(), path.name
+
+
+CHOICES = [_choice(file) for file in FILES if file.parent != CONF_DIR]
 #: What the runner hands to a class besides the keys of its YAML.
 CONTEXT = {"params", "mask", "model", "seed", "seeds", "args", "kwargs"}
 #: What a method of its own fixes, so that its YAML has no key for it.
@@ -59,6 +65,10 @@ def _needs(group: str, name: str, folder: Path) -> list[str]:
         return ["optimizer/direction=lazy_low_rank"]
     if group == "task":
         return [f"task.path={own_rows.write(name, folder / 'data')}", *own_rows.own_data(name)]
+    if group == "experiment" and "/" in name:
+        chosen = yaml.safe_load((CONF_DIR / group / f"{name}.yaml").read_text())["defaults"]
+        (task,) = (entry["override /task"] for entry in chosen if "override /task" in entry)
+        return [f"task.path={own_rows.write(task, folder / 'data')}"]
     return []
 
 
@@ -112,6 +122,7 @@ def test_yaml_begins_with_what_it_is_and_a_command_that_composes(
         overrides = compose.prepare_overrides(word for word in words if word != "-m")
         if multirun:
             overrides = [text.partition(",")[0] for text in overrides]
+        overrides += _needs(*_choice(file), tmp_path) if "experiment/" in str(file) else []
         compose.check(compose.compose(overrides))
 
 
@@ -122,7 +133,7 @@ def test_yaml_composes_and_spells_out_every_key(group: str, name: str, tmp_path:
     tree = compose.resolve(config)
     del tree["grid"]
     assert _keys(tree) == _keys(cell)
-    from_hub = "/" in cell["model"]["path"]
+    from_hub = "/" in cell["model"]["path"] and cell["model"]["init"] == "pretrained"
     assert cell["model"]["revision"] == (fake_hub.COMMIT if from_hub else None)
     assert check_tree(cell) == {**cell, "grid": None}  # checking a checked cell changes nothing
     assert compose.run_id(cell) == compose.run_id(check_tree(cell))

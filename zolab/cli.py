@@ -115,6 +115,8 @@ def _help() -> str:
     groups = {
         group: sorted(file.stem for file in (CONF_DIR / group).glob("*.yaml")) for group in GROUPS
     }
+    papers = sorted({file.parent.name for file in (CONF_DIR / "experiment").glob("*/*.yaml")})
+    groups["experiment"] += [f"{paper}/TABLE" for paper in papers]
     return _HELP.format(
         verbs="\n".join(f"  {name:<10} {text}" for name, (_, text) in VERBS.items()),
         groups="\n".join(f"  {group:<22} {', '.join(names)}" for group, names in groups.items()),

@@ -13,10 +13,14 @@ On CUDA the allocator's own peak counter is used and there is no `rss`. Both cov
 after the model stands: building the optimizer, `--steps` steps, flushing, a clean forward.
 
 The exit status is 1 if a scheme takes more than its share of the inference process (`LIMITS`), or
-differs by more than 5 % from inference + declared state + declared scratch (`declared`).
-`--plant` keeps a copy of the model during the steps, which must be found.
+differs by more than 5 % from inference + declared state + declared scratch. What is declared is
+`optimizer.memory()`, asked before the first step. `--plant` keeps a copy of the model during the
+steps, which must be found.
+
+A scheme is a placement, plus a method of `METHODS` other than MeZO: `paired+adam`.
 
     python benchmarks/peak_memory.py
+    python benchmarks/peak_memory.py --shape small --methods --in-process
     python benchmarks/peak_memory.py --dtype bfloat16 --native 1 --scheme paired
     python benchmarks/peak_memory.py --plant
 """
@@ -41,9 +45,37 @@ WORKER_ENV = {
     "HF_HUB_OFFLINE": "1",
 }
 #: Largest peak of a method without state or mask, as a multiple of the inference process.
-LIMITS = {"in_place": 1.05, "paired": 1.15}
+LIMITS = {"in_place": 1.05, "paired": 1.15, "per_layer": 1.15}
 TOLERANCE = 0.05
-LR, EPS, SPARSITY = 1e-6, 1e-3, 0.75
+LR, EPS = 1e-6, 1e-3
+
+#: Constructors of `zolab.optim` by the name a scheme has for them, and what they are given; moments
+#: are replayed over a short window, so that plain torch makes its noise in reasonable time.
+METHODS: dict[str, tuple[str, dict[str, Any]]] = {
+    "mezo": ("MeZO", {}),
+    "nspsa": ("NSPSA", {"num_probes": 4}),
+    "one_sided": ("OneSidedMeZO", {"num_probes": 2}),
+    "one_point": ("OnePointMeZO", {}),
+    "momentum": ("MeZOMomentum", {}),
+    "momentum_replayed": ("MeZOMomentumReplayed", {"beta": 0.1}),
+    "adam": ("MeZOAdam", {}),
+    "adam_replayed": ("MeZOAdamReplayed", {"beta1": 0.1, "beta2": 0.1}),
+    "small_weights": ("SparseMeZO", {}),
+    "large_weights": ("LargeWeightsMeZO", {}),
+    "random": ("RMeZO", {}),
+    "pruning": ("RMeZO", {"resample": "step"}),
+    "layers": ("LeZO", {}),
+    "helene": ("HeleneReconstructed", {}),
+    "sign": ("ZOSign", {}),
+    "sign_element": ("ZOSign", {"of": "element"}),
+    "conservative": ("ZOConservative", {}),
+    "block_wise": ("ZOBlockWise", {}),
+    "subzero": ("SubZero", {}),
+    "lozo": ("LOZO", {}),
+    "lozo_m": ("LOZOM", {}),
+    "svrg": ("MeZOSVRG", {}),
+    "forward_grad": ("ForwardGradient", {}),
+}
 
 
 @dataclass(frozen=True)
@@ -51,21 +83,26 @@ class Scheme:
     """One way of taking steps; `placement` None is inference."""
 
     placement: str | None = None
-    sparsity: str = "none"
-    rule: str = "sgd"
+    method: str = "mezo"
     self_check: bool = False
 
 
+#: Forward-gradient perturbs no weight, so it has no placement.
+PLACED = [method for method in METHODS if method not in ("mezo", "forward_grad")]
 SCHEMES = {
     "inference": Scheme(),
     "in_place": Scheme("in_place"),
     "paired": Scheme("paired"),
+    "per_layer": Scheme("per_layer"),
     "self_check+paired": Scheme("paired", self_check=True),
-    "in_place+small_weights": Scheme("in_place", "small_weights"),
-    "paired+small_weights": Scheme("paired", "small_weights"),
-    "in_place+momentum": Scheme("in_place", rule="momentum"),
-    "paired+momentum": Scheme("paired", rule="momentum"),
+    "forward_grad": Scheme("untouched", "forward_grad"),
+    **{f"{p}+{m}": Scheme(p, m) for m in PLACED for p in ("in_place", "paired")},
 }
+#: Those that the limits are about, and one of each kind; `--methods` takes all.
+USUAL = [
+    *("inference", "in_place", "paired", "self_check+paired", "in_place+small_weights"),
+    *("paired+small_weights", "in_place+momentum", "paired+momentum"),
+]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -74,20 +111,21 @@ def main(argv: list[str] | None = None) -> int:
     if args.worker:
         print(json.dumps(measure(json.loads(args.worker))))
         return 0
-    names = args.scheme or list(SCHEMES)
+    names = args.scheme or (list(SCHEMES) if args.methods else USUAL)
+    spawn = _here if args.in_process else _spawn
     base = {"shape": args.shape, "rows": args.rows, "tokens": args.tokens, "steps": args.steps}
     base |= {"device": args.device, "threads": args.threads, "plant": args.plant}
     rows = []
     for dtype in args.dtype:
         job = {**base, "dtype": dtype, "native": 1}
-        inference = _spawn({**job, "scheme": "inference", "plant": False})
+        inference = spawn({**job, "scheme": "inference", "plant": False})
         rows.append(_row("inference", job, inference, inference))
         for native in args.native:
             for name in names:
                 if name == "inference":
                     continue
                 job = {**base, "dtype": dtype, "native": native, "scheme": name}
-                rows.append(_row(name, job, _spawn(job), inference))
+                rows.append(_row(name, job, spawn(job), inference))
                 print(_line(rows[-1]), file=sys.stderr, flush=True)
     from common import RESULTS, write_json
 
@@ -97,8 +135,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"MISSED {row['scheme']} {row['dtype']} native={row['native']}: {row['missed']}")
     out = args.json or (None if args.plant else RESULTS / "peak_memory.json")
     if out is not None:
-        imports = _spawn({"imports": True})
-        write_json(out, "peak_memory", base, {"imports_rss_bytes": imports, "rows": rows})
+        extra = {} if args.in_process else {"imports_rss_bytes": _spawn({"imports": True})}
+        write_json(out, "peak_memory", base, {**extra, "rows": rows})
     return 1 if missed else 0
 
 
@@ -115,7 +153,6 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     from common import SHAPES, random_opt, synthetic_batches, tensor_bytes
 
     from zolab.objectives import BatchLoss, CausalScorer
-    from zolab.optim.placements.modulewise import CHUNK_ELEMENTS
 
     ctypes.CDLL(None).prctl(41, 1, 0, 0, 0)  # PR_SET_THP_DISABLE: pages count one by one
     torch.set_num_threads(job["threads"])
@@ -141,20 +178,17 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     tensors += [v for v in values if isinstance(v, torch.Tensor)]
     out = {
         "weight_bytes": tensor_bytes(parameters),
-        "matrix_numel": sum(p.numel() for p in parameters if p.dim() > 1),
-        "vector_numel": sum(p.numel() for p in parameters if p.dim() < 2),
-        "largest_numel": max(p.numel() for p in parameters),
-        "largest_whole_numel": max(p.numel() for p in parameters if p.numel() <= CHUNK_ELEMENTS),
-        "itemsize": parameters[0].element_size(),
+        "memory": asdict(_optimizer(job, model).memory()) if job["scheme"] != "inference" else None,
     }
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         _take(job, model, losses)
         return {**out, "allocator_bytes": torch.cuda.max_memory_allocated(), "live": []}
-    _reset_peak()
-    _take(job, model, losses)
-    out["rss_bytes"] = _status("VmHWM") - base
-    gc.collect()
+    if not job.get("in_process"):
+        _reset_peak()
+        _take(job, model, losses)
+        out["rss_bytes"] = _status("VmHWM") - base
+        gc.collect()
     with torch.profiler.profile(
         activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
     ) as profile:
@@ -172,18 +206,9 @@ def _take(job: dict[str, Any], model: Any, losses: list[Any]) -> None:
                 loss(1)
         losses[0](1)
         return
-    from zolab.optim import Dense, InPlace, Momentum, Paired, Sgd, SmallWeights, ZeroOrder
     from zolab.optim.selfcheck import settle_placement
 
-    optimizer = ZeroOrder(
-        model.named_parameters(),
-        lr=LR,
-        eps=EPS,
-        mask=SmallWeights(SPARSITY) if scheme.sparsity == "small_weights" else Dense(),
-        rule=Momentum() if scheme.rule == "momentum" else Sgd(),
-        placement={"in_place": InPlace, "paired": Paired}[scheme.placement](),
-        model=model,
-    )
+    optimizer = _optimizer(job, model)
     if scheme.self_check:
         settle_placement(optimizer, losses[0])
     planted = copy.deepcopy(model) if job["plant"] else None
@@ -192,6 +217,18 @@ def _take(job: dict[str, Any], model: Any, losses: list[Any]) -> None:
     optimizer.flush()
     losses[0](1)
     del planted  # until here it was alive, as a forgotten copy would be
+
+
+def _optimizer(job: dict[str, Any], model: Any) -> Any:
+    from zolab import optim
+
+    scheme = SCHEMES[job["scheme"]]
+    name, options = METHODS[scheme.method]
+    placements = {"in_place": "InPlace", "paired": "Paired", "per_layer": "PerLayer"}
+    if scheme.placement in placements:
+        options = {**options, "eps": EPS}
+        options["placement"] = getattr(optim, placements[scheme.placement])()
+    return getattr(optim, name)(model.named_parameters(), lr=LR, model=model, **options)
 
 
 def _allocator_peak(profile: Any) -> tuple[int, list[dict[str, Any]]]:
@@ -238,57 +275,24 @@ def _reset_peak() -> None:
         Path("/proc/self/clear_refs").write_text("5")
 
 
-# --- what is declared ----------------------------------------------------------------------------
-
-
-def declared(
-    job: dict[str, Any], got: dict[str, Any], inference: dict[str, Any]
-) -> tuple[int, int]:
-    """Bytes a scheme says it needs on top of inference: (state kept between steps, scratch).
-
-    Args:
-        job: the job of the scheme.
-        got: sizes of the model, as `measure` gives them.
-        inference: the same job without perturbation, as `measure` gives it.
-    """
-    from zolab.optim.placements.modulewise import CHUNK_ELEMENTS
-
-    scheme = SCHEMES[job["scheme"]]
-    masked = scheme.sparsity != "none"
-    activations = inference["allocator_bytes"] - got["weight_bytes"]
-    state = scratch = 0
-    if scheme.rule == "momentum":
-        state += 4 * (got["matrix_numel"] + got["vector_numel"])
-    # One mask at a time is spread out to a byte a weight.
-    mask = got["largest_numel"] if masked else 0
-    if scheme.placement == "in_place" and masked:
-        # One bit a weight, kept over the step; the largest tensor's twice while it is renewed.
-        state += got["matrix_numel"] // 8
-        scratch = max(0, mask + mask // 8 - activations)
-    if scheme.placement == "paired":
-        # Either the activations of the other half of the rows and both copies of a weight, or, in
-        # the output layer, both copies of some of its rows and its mask.
-        layers = activations + 2 * got["largest_whole_numel"] * got["itemsize"]
-        piece = min(got["largest_numel"], CHUNK_ELEMENTS)
-        scratch = max(layers, 2 * piece * got["itemsize"] + mask - activations)
-    return state, scratch
+# --- rows ----------------------------------------------------------------------------------------
 
 
 def _row(
     name: str, job: dict[str, Any], got: dict[str, Any], inference: dict[str, Any]
 ) -> dict[str, Any]:
     """A row of the result file, with the targets it misses."""
+    from zolab.optim.memory import Memory
+
     scheme = SCHEMES[name]
-    state, scratch = (0, 0)
-    if scheme.placement is not None:
-        state, scratch = declared(job, got, inference)
+    declared = Memory(0, 1, 0, 0) if got["memory"] is None else Memory(**got["memory"])
+    state = declared.state
+    scratch = declared.scratch(inference["allocator_bytes"] - got["weight_bytes"])
     expected = inference["allocator_bytes"] + state + scratch
     ratio = got["allocator_bytes"] / inference["allocator_bytes"]
     row = {
         "scheme": name,
         **asdict(scheme),
-        "sparsity": SPARSITY if scheme.sparsity != "none" else 0.0,
-        "mask": scheme.sparsity,
         "dtype": job["dtype"],
         "native": job["native"],
         "backend": "cpp" if job["native"] else "torch",
@@ -301,6 +305,7 @@ def _row(
         "state_bytes": state,
         "scratch_bytes": scratch,
         "of_declared": round(got["allocator_bytes"] / expected, 4),
+        "declared": got["memory"],
         "live_at_peak": got["live"],
         "missed": [],
     }
@@ -313,8 +318,8 @@ def _row(
 def _misses(row: dict[str, Any]) -> list[str]:
     """Methods without state have a limit; all must be what they declare."""
     out = []
-    if row["rule"] == "sgd" and row["mask"] == "none":
-        limit = LIMITS.get(row["placement"], 1.0)
+    if row["method"] == "mezo":
+        limit = LIMITS[row["placement"] or "in_place"]
         for counter in ("allocator", "rss"):
             ratio = row[f"ratio_{counter}"]
             if ratio is not None and ratio > limit:
@@ -347,6 +352,12 @@ def _spawn(job: dict[str, Any]) -> Any:
         print(f"{job}: exit status {done.returncode}\n{done.stderr}", file=sys.stderr)
         raise SystemExit(2)  # 1 is for a target missed
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def _here(job: dict[str, Any]) -> dict[str, Any]:
+    """The same in this process: the allocator needs no other one, and it is faster."""
+    os.environ["ZOLAB_NATIVE"] = str(job["native"])
+    return measure({**job, "in_process": True})
 
 
 def _line(row: dict[str, Any]) -> str:
@@ -382,6 +393,8 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--shape", default="opt-125m", choices=("opt-125m", "small", "tiny"))
     parser.add_argument("--dtype", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--native", nargs="+", type=int, default=[1, 0], choices=(0, 1))
+    parser.add_argument("--methods", action="store_true", help="all schemes, not only the usual")
+    parser.add_argument("--in-process", action="store_true", help="allocator only, faster")
     parser.add_argument("--scheme", nargs="+", choices=list(SCHEMES))
     parser.add_argument("--rows", type=int, default=16, help="examples in a batch")
     parser.add_argument("--tokens", type=int, default=64, help="tokens of an example")

@@ -40,7 +40,7 @@ CONTEXT = {"params", "mask", "model", "seed", "seeds", "args", "kwargs"}
 FIXED = {
     "zolab.optim.MeZOSVRG": {"estimator", "rule"},
     "zolab.optim.Conservative": {"weight_decay", "rule"},
-    "zolab.optim.ForwardGrad": {"eps", "estimator", "placement"},
+    "zolab.optim.ForwardGrad": {"eps", "estimator"},
 }
 
 

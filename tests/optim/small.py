@@ -54,3 +54,18 @@ def explicit(optimizer: ZeroOrder, record: StepRecord) -> list[torch.Tensor]:
             g += c * z.double() / len(record.coefficients)
         out.append(g.view(info.param.shape))
     return out
+
+
+class Matrix(nn.Module):
+    """L = <G, W> + |b|²/2 with W (m, n): the slope along z is known exactly."""
+
+    def __init__(self, m: int = 20, n: int = 14, dtype: torch.dtype = torch.float64) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(7)
+        self.w = nn.Parameter(torch.randn(m, n, generator=generator).to(dtype))
+        self.b = nn.Parameter(torch.randn(5, generator=generator).to(dtype))
+        self.g = torch.randn(m, n, generator=generator).to(dtype)
+
+    def loss(self, copies: int = 1) -> list[float]:
+        value = (self.g * self.w.detach()).sum() + self.b.detach().square().sum() / 2
+        return [float(value)] * copies

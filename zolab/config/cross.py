@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 from zolab.config.cross_tasks import TASK_CHECKS
+from zolab.config.fields import AUTO
 from zolab.config.forms import MASKED, protocol_of
 
 Cell = dict[str, Any]
@@ -65,6 +67,16 @@ def _target_of(cell: Cell, part: str) -> str:
     return cell["optimizer"].get(part, {}).get("_target_", "")
 
 
+def _mask_name(cell: Cell) -> str:
+    return cell["sparsity"].get("name", cell["sparsity"]["_target_"])
+
+
+def _fixed_mask(cell: Cell) -> bool:
+    """Whether the mask depends on neither the weights nor the step."""
+    mask = cell["sparsity"]
+    return mask["_target_"] == "zolab.optim.Dense" or mask.get("resample") == "run"
+
+
 def _low_rank_and_mask(cell: Cell) -> str | None:
     direction, mask = _target_of(cell, "direction"), cell["sparsity"]
     whole = mask["_target_"] in _WHOLE_TENSORS or mask.get("sparsity") == 0
@@ -86,6 +98,86 @@ def _factor_momentum(cell: Cell) -> str | None:
     return None
 
 
+def _forward_gradient(cell: Cell) -> str | None:
+    placement = _target_of(cell, "placement")
+    if cell["optimizer"]["_target_"] == "zolab.optim.ForwardGrad" and placement != AUTO:
+        return (
+            f"optimizer.placement = {placement}: forward-gradient perturbs no weight, it needs "
+            "every weight and its tangent on the device for one pass; use optimizer/placement=auto"
+        )
+    return None
+
+
+#: As `zolab.optim.rules.history`, which needs torch: a step counts until beta^window is below this.
+NEGLIGIBLE = 1e-3
+
+
+def _window(cell: Cell) -> str | None:
+    rule = cell["optimizer"].get("rule", {})
+    if rule.get("history") != "replayed":
+        return None
+    beta = max(rule.get(name, 0.0) for name in ("beta", "beta1", "beta2"))
+    window = rule.get("window")
+    needed = 1 if beta == 0.0 else math.ceil(math.log(NEGLIGIBLE) / math.log(beta))
+    if window is not None and window < needed:
+        return (
+            f"optimizer.rule.window = {window}: moments with a decay of {beta:g} still count after "
+            f"so few steps (beta^window = {beta**window:.2g}); expected at least {needed}, or null"
+        )
+    if _target_of(cell, "direction") in _LOW_RANK:
+        return (
+            "optimizer.rule.history = 'replayed': old directions of a low-rank "
+            "optimizer.direction cannot be made anew from seeds; use history=stored"
+        )
+    if not _fixed_mask(cell):
+        return (
+            f"sparsity = {_mask_name(cell)}: optimizer.rule.history = 'replayed' does not know "
+            "the masks of old steps; use history=stored, or sparsity=random or none"
+        )
+    return None
+
+
+def _block_wise(cell: Cell) -> str | None:
+    mask = cell["sparsity"]
+    blocks = cell["optimizer"]["_target_"] == "zolab.optim.BlockWise"
+    if blocks and mask["_target_"] != "zolab.optim.Dense" and mask.get("sparsity") != 0:
+        return (
+            f"sparsity = {_mask_name(cell)}: block-wise steps choose what moves themselves; use "
+            "sparsity=none"
+        )
+    return None
+
+
+def _conservative(cell: Cell) -> str | None:
+    optimizer = cell["optimizer"]
+    if optimizer["_target_"] != "zolab.optim.Conservative":
+        return None
+    estimator = optimizer["estimator"]
+    if estimator.get("num_probes") != 1:
+        return (
+            f"optimizer.estimator = {estimator['_target_']}: ZO-SGD-Cons compares points along "
+            "one direction; use two_sided or one_sided with num_probes=1"
+        )
+    direction = optimizer["direction"]
+    if direction.get("scale_by_rank"):
+        return (
+            "optimizer.direction.scale_by_rank = True: ZO-SGD-Cons compares points where its "
+            "update would go, and a scaled estimate goes elsewhere; use scale_by_rank=false"
+        )
+    return None
+
+
+def _schedule(cell: Cell) -> str | None:
+    estimator = cell["optimizer"].get("estimator", {})
+    needs = {"linear": "num_steps", "power": "epoch_steps"}.get(estimator.get("schedule"))
+    if needs and estimator.get(needs) is None:
+        return (
+            f"optimizer.estimator.{needs} = None: expected a whole number >= 1, since "
+            f"optimizer.estimator.schedule = {estimator['schedule']!r} counts in it"
+        )
+    return None
+
+
 def _quantile(cell: Cell) -> str | None:
     rule = cell["optimizer"].get("rule", {})
     if rule.get("clip") == "quantile" and rule["clip_value"] > 1:
@@ -96,11 +188,10 @@ def _quantile(cell: Cell) -> str | None:
 def _svrg(cell: Cell) -> str | None:
     if cell["optimizer"]["_target_"] != "zolab.optim.MeZOSVRG":
         return None
-    mask, direction = cell["sparsity"], _target_of(cell, "direction")
-    fixed = mask["_target_"] == "zolab.optim.Dense" or mask.get("resample") == "run"
-    if not fixed:
+    direction = _target_of(cell, "direction")
+    if not _fixed_mask(cell):
         return (
-            f"sparsity = {mask.get('name', mask['_target_'])}: MeZO-SVRG compares two points on "
+            f"sparsity = {_mask_name(cell)}: MeZO-SVRG compares two points on "
             "the same coordinates, so its mask may not change; use sparsity=random or none"
         )
     if direction in _LOW_RANK:
@@ -164,6 +255,11 @@ CROSS_CHECKS: tuple[Callable[[Cell], str | None], ...] = (
     _demonstrations,
     _low_rank_and_mask,
     _factor_momentum,
+    _forward_gradient,
+    _window,
+    _block_wise,
+    _conservative,
+    _schedule,
     _quantile,
     _svrg,
     _offload,

@@ -47,8 +47,20 @@ class Direction:
     def setup(self, infos: Sequence[ParamInfo], run_seed: int) -> None:
         """Called once, with the trained parameters."""
 
+    def due(self, step: int) -> bool:
+        """Whether a step needs clean weights before `begin`, for what was kept to be dropped."""
+        return False
+
     def begin(self, step: int, seeds: Sequence[int]) -> None:
         """A step begins whose probes have these seeds."""
+
+    def state_bytes(self) -> int:
+        """Bytes kept from step to step, once set up."""
+        return 0
+
+    def scratch_bytes(self, info: ParamInfo) -> int:
+        """Bytes taken for a moment to make the z of a parameter, beside the chunk asked for."""
+        return 0
 
     def gain(self, pid: int) -> float:
         """Factor on the estimate of one parameter: its gradient estimate is gain * c * z."""
@@ -109,6 +121,14 @@ class Kept:
         return self._direction(seed, device)[pid][offset : offset + count]
 
     stored = z
+
+    def state_bytes(self) -> int:
+        """z of the seeds remembered, and the plan by which plain torch makes it."""
+        kept = 4 * self._seeds * sum(self._sizes.values())
+        planned = 0
+        if self.kind is not None and not native.available():
+            planned = 16 * sum(self._sizes.values()) // self.direction.noise.per_block
+        return kept + planned + self.direction.state_bytes()
 
     def rows(self, pid: int, seed: int, index: Tensor, width: int) -> Tensor:
         return self._direction(seed, index.device)[pid].view(-1, width)[index]

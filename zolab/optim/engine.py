@@ -69,6 +69,12 @@ class Engine:
             return update
         return replace(update, slopes=tuple(slope * gain for slope in update.slopes))
 
+    def mask_bytes(self, info: ParamInfo) -> int:
+        """Bytes of one parameter's mask as it is held over a step."""
+        if not self.mask.covers(info):
+            return 0
+        return info.numel if self._small else -(-info.numel // 8)
+
     def forget(self) -> None:
         """Drop whatever was derived from the run seed, after that seed changed."""
         self._held.clear()

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from zolab.optim.backend import CHUNK
 from zolab.optim.directions import Direction
 from zolab.optim.keys import probe_seed
 from zolab.optim.masks import Dense
@@ -66,13 +67,30 @@ class LowRank(Direction):
         }
         self._periods, self._last, self._bases = {}, (), {}
 
+    def due(self, step: int) -> bool:
+        return self.period_at(step) not in self._periods.values() and bool(self._periods)
+
     def begin(self, step: int, seeds: Sequence[int]) -> None:
-        # A deferred update still asks for the seeds of the step before.
-        before = {s: p for s, p in self._periods.items() if s in self._last}
+        # A deferred update still asks for the seeds of the step before; `due` has it applied first.
+        before = {s: p for s, p in self._periods.items() if s in self._last and not self.due(step)}
         self._periods = before | dict.fromkeys(seeds, self.period_at(step))
         self._last = tuple(seeds)
         alive = set(self._periods.values())
         self._bases = {k: v for k, v in self._bases.items() if k[1] in alive}
+
+    def state_bytes(self) -> int:
+        return sum(4 * self.rank_of(pid) * self.kept_rows(*self.shapes[pid]) for pid in self.shapes)
+
+    def kept_rows(self, m: int, n: int) -> int:
+        """Rows of the slow factors of a matrix, together."""
+        return n
+
+    def scratch_bytes(self, info: ParamInfo) -> int:
+        if info.pid not in self.shapes:
+            return 0
+        # Whole blocks of rows, of the product and of its left factor, around the chunk asked for.
+        n, r = self.shapes[info.pid][1], self.rank_of(info.pid)
+        return 4 * min(info.numel, CHUNK + 2 * BLOCK * n) * (n + 2 * r) // n
 
     def period_at(self, step: int) -> int:
         """Period of a step, from 0."""
@@ -128,7 +146,8 @@ class LowRank(Direction):
         found = self._bases.get(key)
         if found is None or found.device != device:
             found = make(probe_seed(self.run_seed, period, side)).to(device)
-            self._bases[key] = found
+            if period in self._periods.values():  # not those of a period that is over
+                self._bases[key] = found
         return found
 
     def _gauss(self, pid: int, seed: int, rows: int, columns: int, device: torch.device) -> Tensor:
@@ -155,6 +174,15 @@ class Subspace(LowRank):
     def __init__(self, rank: int = 48, refresh_every: int = 1000, scale: bool = True) -> None:
         super().__init__(rank, refresh_every)
         self.scale = scale
+
+    def kept_rows(self, m: int, n: int) -> int:
+        return m + n
+
+    def scratch_bytes(self, info: ParamInfo) -> int:
+        out = super().scratch_bytes(info)
+        # A basis is made in float64: drawn, as a copy, Q, and what LAPACK works in.
+        longest = max(self.shapes.get(info.pid, (0,)))
+        return max(out, 32 * longest * self.rank_of(info.pid)) if longest else out
 
     def right(self, pid: int, period: int, device: torch.device) -> Tensor:
         return self._orthonormal(pid, period, _RIGHT, self.shapes[pid][1], device)

@@ -19,8 +19,8 @@ from zolab.optim.philox import CHUNK, Stream, words
 
 VECTORS = ("dense", "frozen", "masked")
 #: Elements looked at once where a tensor is turned into a mask, so that scratch stays small.
-_PIECE = 1 << 20
-#: Probe number of the seeds of masks; those of real directions are small.
+_PIECE = 1 << 18
+#: Probe number of masks' seeds; those of real directions are small.
 MASK_PROBE = (1 << 32) - 1
 #: What a parameter outside the layers may be, with the marks in its name; the first that fits.
 ROLES = {
@@ -60,6 +60,21 @@ class Dense:
             step: step number, from 1.
         """
         return True
+
+    def covers(self, info: ParamInfo) -> bool:
+        """Whether `keep` gives a tensor for this parameter, and not just all or nothing."""
+        return False
+
+    def making_bytes(self, info: ParamInfo) -> int:
+        """Scratch of `keep`, beside the tensor it gives."""
+        return 0
+
+    def setup_bytes(self, info: ParamInfo) -> int:
+        """Scratch of `setup` and `refresh` while they look at this parameter."""
+        return 0
+
+    def check_not_empty(self, infos: Sequence[ParamInfo]) -> None:
+        """Called after `setup`; ValueError when nothing would move."""
 
     def num_active(self, infos: Sequence[ParamInfo], step: int) -> int:
         """Scalars that move in a step, counted from clean weights; what a table should report."""
@@ -105,8 +120,7 @@ class LayerMask(Dense):
         odd = [role for role in always_active if role not in ROLES]
         if odd:
             raise ValueError(f"sparsity.always_active = {odd[0]!r}: expected {', '.join(ROLES)}")
-        self.sparsity = sparsity
-        self.always_active = list(always_active)
+        self.sparsity, self.always_active = sparsity, list(always_active)
         self._layers: dict[str, int] = {}
         self._chosen: tuple[int, frozenset[int]] = (-1, frozenset())
 
@@ -155,15 +169,27 @@ class _Sparse(Dense):
             raise ValueError(f"sparsity.sparsity = {sparsity}: expected 0 <= sparsity < 1")
         if vectors not in VECTORS:
             raise ValueError(f"sparsity.vectors = {vectors!r}: expected {', '.join(VECTORS)}")
-        self.sparsity = sparsity
-        self.vectors = vectors
+        self.sparsity, self.vectors = sparsity, vectors
 
     def keep(self, info: ParamInfo, weight: Tensor, step: int) -> Tensor | bool:
-        if self.sparsity == 0.0:
-            return True
-        if info.is_vector and self.vectors != "masked":
-            return self.vectors == "dense"
-        return self._choose(info, weight, step)
+        if self.covers(info):
+            return self._choose(info, weight, step)
+        return self.sparsity == 0.0 or self.vectors == "dense"
+
+    def covers(self, info: ParamInfo) -> bool:
+        return self.sparsity > 0.0 and (not info.is_vector or self.vectors == "masked")
+
+    def check_not_empty(self, infos: Sequence[ParamInfo]) -> None:
+        masked = [info for info in infos if self.covers(info)]
+        total = sum(info.numel for info in masked)
+        if self.sparsity == 0.0 or (self.vectors == "dense" and len(masked) < len(infos)):
+            return
+        # So few may be none by chance: count them.
+        if (1.0 - self.sparsity) * total < 64 and self.num_active(masked, 1) == 0:
+            raise ValueError(
+                f"sparsity.sparsity = {self.sparsity}: nothing would move, none of {total} masked "
+                f"weights and no vector (sparsity.vectors = {self.vectors!r})"
+            )
 
     def _choose(self, info: ParamInfo, weight: Tensor, step: int) -> Tensor:
         raise NotImplementedError
@@ -191,8 +217,7 @@ class _Magnitude(_Sparse):
             raise ValueError(f"sparsity.threshold = {threshold!r}: expected tensor or global")
         if refresh_every < 0:
             raise ValueError(f"sparsity.refresh_every = {refresh_every}: expected at least 0")
-        self.threshold = threshold
-        self.refresh_every = refresh_every
+        self.threshold, self.refresh_every = threshold, refresh_every
         self.thresholds: dict[str, float] = {}
 
     def setup(self, infos: Sequence[ParamInfo], run_seed: int) -> None:
@@ -203,9 +228,17 @@ class _Magnitude(_Sparse):
         every = self.refresh_every
         return every > 0 and self.sparsity > 0.0 and step > 1 and (step - 1) % every == 0
 
+    def making_bytes(self, info: ParamInfo) -> int:
+        return min(info.numel, _PIECE) * info.param.element_size()
+
+    def setup_bytes(self, info: ParamInfo) -> int:
+        # A piece as magnitudes and twice as digits, and the counts of 64k digits, old and new.
+        wide = max(4, info.param.element_size())
+        return min(info.numel, _PIECE) * 3 * wide + (1 << 20) if self.covers(info) else 0
+
     def refresh(self, infos: Sequence[ParamInfo]) -> None:
-        masked = [i for i in infos if not i.is_vector or self.vectors == "masked"]
-        if self.sparsity == 0.0 or not masked:
+        masked = [info for info in infos if self.covers(info)]
+        if not masked:
             return
         if self.threshold == "global":
             whole = self._quantile([info.data for info in masked])
@@ -281,9 +314,11 @@ class RandomMask(_Sparse):
             raise ValueError(f"sparsity.resample = {resample!r}: expected run or step")
         if resample_every < 1:
             raise ValueError(f"sparsity.resample_every = {resample_every}: expected at least 1")
-        self.resample = resample
-        self.resample_every = resample_every
+        self.resample, self.resample_every = resample, resample_every
         self.static = resample == "run"
+
+    def making_bytes(self, info: ParamInfo) -> int:
+        return min(info.numel, 4 * CHUNK) * 18  # int64 lanes of Philox, and the words they give
 
     def _choose(self, info: ParamInfo, weight: Tensor, step: int) -> Tensor:
         period = 0 if self.static else 1 + (step - 1) // self.resample_every
@@ -310,7 +345,7 @@ def role_of(name: str) -> str | None:
 
 
 def _where_magnitude(weight: Tensor, compare: Callable, threshold: float) -> Tensor:
-    """`compare(|w|, threshold)`, bool of the shape of `weight`, without a copy of the weights."""
+    """`compare(|w|, threshold)`, bool of the shape of `weight`, in pieces."""
     keep = torch.empty(weight.shape, dtype=torch.bool, device=weight.device)
     for part, out in zip(weight.view(-1).split(_PIECE), keep.view(-1).split(_PIECE), strict=True):
         compare(part.abs(), threshold, out=out)
@@ -340,12 +375,9 @@ def _kth_magnitude(weights: Sequence[Tensor], k: int) -> float:
     return float(torch.tensor(found, dtype=whole).view(wide))
 
 
-_BIT = tuple(1 << i for i in range(8))
-
-
 def pack_bits(mask: Tensor) -> Tensor:
     """A bool tensor as uint8, eight coordinates a byte: (ceil(numel / 8),)."""
-    bit = torch.tensor(_BIT, dtype=torch.uint8, device=mask.device)
+    bit = _bits(mask.device)
     flat = mask.view(-1)
     out = torch.empty(-(-len(flat) // 8), dtype=torch.uint8, device=mask.device)
     for part, to in zip(flat.split(_PIECE), out.split(_PIECE // 8), strict=True):
@@ -356,8 +388,12 @@ def pack_bits(mask: Tensor) -> Tensor:
 
 def unpack_bits(packed: Tensor, shape: torch.Size) -> Tensor:
     """The bool tensor of `shape` that `pack_bits` was given."""
-    bit = torch.tensor(_BIT, dtype=torch.uint8, device=packed.device)
+    bit = _bits(packed.device)
     mask = torch.empty(shape, dtype=torch.bool, device=packed.device)
     for part, out in zip(packed.split(_PIECE // 8), mask.view(-1).split(_PIECE), strict=True):
         out.copy_((part[:, None] & bit).view(-1)[: len(out)])
     return mask
+
+
+def _bits(device: torch.device) -> Tensor:
+    return 1 << torch.arange(8, dtype=torch.uint8, device=device)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -112,3 +113,46 @@ def check_group(group: dict[str, Any]) -> None:
         if bad or not math.isfinite(float(group[key])):
             bound = "> 0" if key == "eps" else ">= 0"
             raise ValueError(f"{key} = {group[key]}: expected a finite number {bound}")
+
+
+def collect(
+    groups: Sequence[dict[str, Any]], model: nn.Module | None
+) -> tuple[dict[str, int], list[ParamInfo]]:
+    """The id table and the trained parameters in order, tied tensors once.
+
+    Args:
+        groups: an optimizer's parameter groups.
+        model: the module that owns the parameters; ids then count all its parameters.
+
+    Raises:
+        ValueError: a parameter that is not the model's or cannot be trained, or nothing to train.
+    """
+    named = []
+    for number, group in enumerate(groups):
+        names = group.get("param_names") or [
+            f"param_{number}_{i}" for i in range(len(group["params"]))
+        ]
+        named += [(n, p, number) for n, p in zip(names, group["params"], strict=True)]
+    every = [(n, p) for n, p, _ in named] if model is None else list(model.named_parameters())
+    table = parameter_table(every)
+    names_of = {id(param): canonical_name(name) for name, param in every}
+    infos = []
+    for name, param, number in named:
+        if not param.requires_grad:
+            continue
+        if id(param) not in names_of:
+            raise ValueError(f"parameter {name} is not a parameter of model")
+        canonical = names_of[id(param)]
+        infos.append(ParamInfo(canonical, table[canonical], param, number))
+        check_trainable(infos[-1])
+    whole = [f"{n} ({p.dtype})" for n, p, _ in named if not p.is_floating_point()]
+    if not infos:
+        odd = f"; {', '.join(whole[:3])} cannot have it" if whole else ""
+        first = named[0][0] if named else "none given"
+        raise ValueError(
+            f"nothing to train: none of {len(named)} parameters (first: {first}) has requires_grad"
+            f"{odd}"
+        )
+    if whole:
+        warnings.warn(f"not trained, not floating-point: {', '.join(whole[:3])}", stacklevel=4)
+    return table, infos

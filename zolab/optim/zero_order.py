@@ -16,14 +16,9 @@ from zolab.optim.engine import Engine, Update
 from zolab.optim.estimators import Estimator, TwoSided
 from zolab.optim.keys import probe_seed
 from zolab.optim.masks import Dense
+from zolab.optim.memory import Memory, memory_of
 from zolab.optim.noise import root_mean_square, rounding_unit
-from zolab.optim.parameters import (
-    ParamInfo,
-    canonical_name,
-    check_group,
-    check_trainable,
-    parameter_table,
-)
+from zolab.optim.parameters import check_group, collect
 from zolab.optim.placements import Placement, Probe, default_placement
 from zolab.optim.placements.base import Closure, as_closure
 from zolab.optim.rules import Rule, Sgd
@@ -118,13 +113,14 @@ class ZeroOrder(torch.optim.Optimizer):
         self.direction = direction or Gaussian()
         self.mask = mask or Dense()
         self.rule = rule or Sgd()
-        self.table, self.infos = self._collect(model)
+        self.table, self.infos = collect(self.param_groups, model)
         self._model = model
         self._check_numbers()
         self.direction.check(self.mask)
         self.rule.check(self.direction)
         self.rule.check_mask(self.mask)
         self.mask.setup(self.infos, seed)
+        self.mask.check_not_empty(self.infos)
         self.direction.setup(self.infos, seed)
         self.engine = Engine(self.infos, self.direction, self.mask)
         if self.rule.reach > 1 or getattr(self.estimator, "num_probes", 1) > 2:
@@ -211,6 +207,10 @@ class ZeroOrder(torch.optim.Optimizer):
     def reduce(self, losses: list[float]) -> list[float]:
         """Hook for data parallelism: combine this process's losses with those of the others."""
         return losses
+
+    def memory(self) -> Memory:
+        """What the method takes beside the weights and a forward's activations, as declared."""
+        return memory_of(self)
 
     def flush(self) -> None:
         """Make the weights clean; call before evaluating or saving. Never changes a trajectory."""
@@ -316,8 +316,9 @@ class ZeroOrder(torch.optim.Optimizer):
     def _begin(self, step: int) -> list[Probe]:
         """Tell the parts that a step begins; returns its probes."""
         probes = self._probes(step)
+        if self.mask.due(step) or self.direction.due(step):
+            self.flush()  # new thresholds are read from clean weights, old factors are dropped
         if self.mask.due(step):
-            self.flush()  # new thresholds are read from clean weights
             self.mask.refresh(self.infos)
         self.engine.step = step
         self.direction.begin(step, [probe.seed for probe in probes])
@@ -351,34 +352,6 @@ class ZeroOrder(torch.optim.Optimizer):
             eps=self.values("eps"),
             weight_decay=self.values("weight_decay"),
         )
-
-    def _collect(self, model: nn.Module | None) -> tuple[dict[str, int], list[ParamInfo]]:
-        """The id table and the trained parameters in order, tied tensors once."""
-        named = []
-        for number, group in enumerate(self.param_groups):
-            names = group.get("param_names") or [
-                f"param_{number}_{i}" for i in range(len(group["params"]))
-            ]
-            named += [(n, p, number) for n, p in zip(names, group["params"], strict=True)]
-        if model is None:
-            table = parameter_table((name, param) for name, param, _ in named)
-            names_of = {id(param): canonical_name(name) for name, param, _ in named}
-        else:
-            everything = list(model.named_parameters())
-            table = parameter_table(everything)
-            names_of = {id(param): canonical_name(name) for name, param in everything}
-        infos = []
-        for name, param, number in named:
-            if not param.requires_grad:
-                continue
-            if id(param) not in names_of:
-                raise ValueError(f"parameter {name} is not a parameter of model")
-            canonical = names_of[id(param)]
-            infos.append(ParamInfo(canonical, table[canonical], param, number))
-            check_trainable(infos[-1])
-        if not infos:
-            raise ValueError("nothing to train: no parameter has requires_grad")
-        return table, infos
 
     def _check_numbers(self) -> None:
         """Warn when eps is lost in the rounding of the weights it is added to."""

@@ -76,6 +76,12 @@ class ForwardGrad(_Ruled, _Decayed):
     """The exact derivative along one direction, by forward-mode differentiation."""
 
     name: str = option("forward_grad", help="method name in tables", label=True)
+    placement: Any = part(
+        "optimizer.placement",
+        {"_target_": "auto"},
+        help="only auto: no weight is perturbed",
+        since="0.2",
+    )
 
 
 @dataclass

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from zolab.optim.engine import Engine, Update, half_precision
+from zolab.optim.memory import Memory
 from zolab.optim.parameters import ParamInfo
 
 if TYPE_CHECKING:
@@ -37,11 +38,15 @@ class Placement:
         needs_model: True when the modules that own the parameters must be known.
         keeps_weights: True when the parameters hold the weights at all times (clean or perturbed);
             False when those of the last steps may be elsewhere until `flush`.
+        holds_masks: True when the masks of a step are kept until its update is in.
+        rounds: True when 16-bit weights are rounded stochastically.
     """
 
     name: str
     needs_model = False
     keeps_weights = True
+    holds_masks = False
+    rounds = False
 
     def bind(self, engine: Engine, rule: Rule, model: nn.Module | None, seed: int) -> None:
         """Called once, before the first step."""
@@ -59,6 +64,14 @@ class Placement:
             closure: see `Closure`.
         """
         raise NotImplementedError
+
+    def memory(self, both: bool) -> Memory:
+        """What evaluating losses takes beside the weights and a forward's activations.
+
+        Args:
+            both: whether a step has probes to both sides.
+        """
+        return Memory(state=0, copies=1, probing=0, between=0)
 
     def walk(self, probes: Sequence[Probe], eps: Sequence[float]) -> None:
         """Leave in the weights what `losses` would leave (rounding), without any forward."""

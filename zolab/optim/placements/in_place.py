@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from torch import nn
+
 from zolab.optim.backend import Term
-from zolab.optim.engine import Update
+from zolab.optim.engine import Engine, Update, half_precision
+from zolab.optim.noise import root_mean_square, rounding_unit
 from zolab.optim.parameters import ParamInfo
 from zolab.optim.placements.base import Closure, Placement, Probe
+from zolab.optim.rules import Rule
 
 
 class InPlace(Placement):
@@ -28,6 +33,7 @@ class InPlace(Placement):
     """
 
     name = "in_place"
+    holds_masks = True
 
     def __init__(self, sweeps: str = "two") -> None:
         if sweeps not in ("two", "official"):
@@ -36,6 +42,18 @@ class InPlace(Placement):
         self._stand: _Stand | None = None
         self._update: Update | None = None
         self._open = False  # a step has begun and its update has not been handed in
+
+    def bind(self, engine: Engine, rule: Rule, model: nn.Module | None, seed: int) -> None:
+        super().bind(engine, rule, model, seed)
+        half = next((info for info in engine.infos if half_precision(info.data)), None)
+        if half is not None:
+            unit = rounding_unit(half.param.dtype, root_mean_square(half.data))
+            warnings.warn(
+                f"placement in_place with {half.param.dtype} weights: each walk to θ ± εz and back "
+                f"rounds {half.name} to steps of {unit:.2g}, and smaller updates are lost; "
+                "placement Paired() with model= keeps both",
+                stacklevel=4,
+            )
 
     def losses(
         self, probes: Sequence[Probe], eps: Sequence[float], closure: Closure

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zolab.optim.engine import Engine
+from zolab.optim.memory import pair_bytes, spread_bytes
 from zolab.optim.parameters import ParamInfo
 
 #: Rows of a big weight perturbed and multiplied at once: scratch stays at a few MB.
@@ -118,6 +119,24 @@ class ModuleWise:
         if self._poison is True or (self._poison is not False and self._poison == info.pid):
             nan = torch.full((), torch.nan, dtype=data.dtype, device=data.device)
             info.param.data = nan.expand(data.shape)
+
+    def scratch_bytes(self) -> tuple[int, int]:
+        """Scratch of a perturbed forward: beside the activations, and where there are few.
+
+        Few there are at both ends of a model (where rows are looked up, in its last module), and
+        while copies are being made: the module's outputs come later.
+        """
+        alive = alone = 0
+        for name, module, own in self.owners:
+            if _is_plain(module, nn.Embedding):
+                alone = max(alone, *(spread_bytes(self.engine, info) for info in own))
+                continue
+            at_most = CHUNK_ELEMENTS if _is_plain(module, nn.Linear) else None
+            copies, making = pair_bytes(self.engine, own, at_most)
+            alone = max(alone, making)
+            if name != self.owners[-1][0]:
+                alive = max(alive, copies)
+        return alive, alone
 
     # -- the wrapper -----------------------------------------------------------------------------
 

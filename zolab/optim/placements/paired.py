@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from torch import nn
 
 from zolab.optim.engine import Engine, Update
+from zolab.optim.memory import Memory
 from zolab.optim.placements.base import Closure, Placement, Probe, apply_now
 from zolab.optim.placements.modulewise import ModuleWise
 from zolab.optim.rules import Rule
@@ -19,6 +21,7 @@ class CleanWeights(Placement):
     """
 
     needs_model = True
+    rounds = True
 
     def bind(self, engine: Engine, rule: Rule, model: nn.Module | None, seed: int) -> None:
         super().bind(engine, rule, model, seed)
@@ -31,6 +34,10 @@ class CleanWeights(Placement):
     def update(self, update: Update | None) -> None:
         if update is not None:
             apply_now(self.engine, self.rule, update)
+
+    def memory(self, both: bool) -> Memory:
+        alive, alone = self.modules.scratch_bytes()
+        return Memory(state=0, copies=1, probing=alive, between=alone)
 
     def _one(self, seed: int, scale: float, eps: Sequence[float], closure: Closure) -> float:
         """Loss at theta + scale * eps * z; scale 0 is the model as it is."""
@@ -52,6 +59,9 @@ class Paired(CleanWeights):
     """
 
     name = "paired"
+
+    def memory(self, both: bool) -> Memory:
+        return replace(super().memory(both), copies=2 if both else 1)
 
     def losses(
         self, probes: Sequence[Probe], eps: Sequence[float], closure: Closure

@@ -48,6 +48,7 @@ class Helene(Rule):
     """
 
     stateful = True
+    buffers = 2
 
     def __init__(
         self,

@@ -33,6 +33,12 @@ class FactorMomentum(Rule):
         self._n: dict[str, Tensor] = {}
         self._period: dict[str, int] = {}
 
+    def state_bytes(self, direction: Direction, info: ParamInfo) -> int:
+        assert isinstance(direction, LazyLowRank)
+        if info.pid not in direction.shapes:
+            return 0
+        return 4 * direction.shapes[info.pid][0] * direction.rank_of(info.pid)
+
     def check(self, direction: Direction) -> None:
         if not isinstance(direction, LazyLowRank):
             raise ValueError(

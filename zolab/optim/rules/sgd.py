@@ -19,12 +19,14 @@ class Rule:
         stateful: True when the rule keeps tensors per parameter; then `apply_` does the update
             and `terms` is not used.
         reach: how many steps' noise an update needs.
-        per_weight: float32 numbers it keeps for every weight.
+        per_weight: float32 numbers kept per weight (float64 for such weights).
+        buffers: chunks of such numbers that an update holds at once, beside z and the step.
     """
 
     stateful = False
     reach = 1
     per_weight = 0
+    buffers = 0
 
     def terms(self, update: Update, group: int, stochastic: bool) -> list[Term]:
         """The update as terms of a sweep, for one parameter group."""
@@ -47,6 +49,10 @@ class Rule:
 
     def shift(self, name: str, device: torch.device) -> None:
         """Move what is kept for every weight of a parameter to another device."""
+
+    def state_bytes(self, direction: Direction, info: ParamInfo) -> int:
+        """Bytes kept for one parameter, once it has been updated."""
+        return self.per_weight * max(4, info.param.element_size()) * info.numel
 
     def state(self) -> dict[str, Tensor]:
         """Tensors to save, by name; empty for stateless rules."""

@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from zolab.optim.directions import Kept
 from zolab.optim.engine import Update
 from zolab.optim.masks import Dense, layer_of
+from zolab.optim.memory import Memory, whole
 from zolab.optim.placements import Placement, Probe
 from zolab.optim.placements.base import Closure
 from zolab.optim.zero_order import StepRecord, ZeroOrder
@@ -66,7 +68,11 @@ class BlockWise(ZeroOrder):
         common = {"seed": self.seed, "model": self._model, "seeds": self.seed_of}
         for groups in self._split():
             own = {**copy.deepcopy(fresh), "placement": copy.copy(self._fresh)}
-            self.blocks.append(_Block(groups, lr, eps, **own, **common))
+            block = _Block(groups, lr, eps, **own, **common)
+            if not isinstance(self.engine.source, Kept):
+                # Each block is small enough to keep its z, all of them together are not.
+                block.engine.source = block.direction
+            self.blocks.append(block)
 
     def use_placement(self, placement: Placement) -> None:
         self._fresh = copy.copy(placement)
@@ -95,6 +101,9 @@ class BlockWise(ZeroOrder):
                     groups.append({**rest, "params": own, "parent": number})
             out.append(groups)
         return out
+
+    def memory(self) -> Memory:
+        return whole(block.memory() for block in self.blocks)
 
     # -- a step ----------------------------------------------------------------------------------
 

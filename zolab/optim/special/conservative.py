@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 from zolab.optim.engine import Update
 from zolab.optim.estimators import Estimator, OneSided, TwoSided
+from zolab.optim.memory import Memory
 from zolab.optim.placements import Probe
 from zolab.optim.placements.base import Closure
 from zolab.optim.rules import Sgd
@@ -51,6 +53,9 @@ class Conservative(ZeroOrder):
                 f"direction: ZO-SGD-Cons cannot go with {type(self.direction).__name__}, whose "
                 "estimate is scaled: its candidates would not be where the update goes"
             )
+
+    def memory(self) -> Memory:
+        return replace(super().memory(), copies=1)  # its points are evaluated one at a time
 
     def _take(
         self, step: int, probes: list[Probe], closure: Closure

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from zolab.optim.engine import Update
 from zolab.optim.estimators import Estimate, Estimator, Point
+from zolab.optim.memory import Memory, more
 from zolab.optim.placements import Placement, Probe
 from zolab.optim.placements.base import Closure, apply_now, as_closure
 from zolab.optim.zero_order import StepRecord, ZeroOrder
@@ -32,7 +34,8 @@ class ForwardGrad(ZeroOrder):
 
     Args:
         model: the module that owns the parameters; required.
-        params, lr, weight_decay, options: see `ZeroOrder`; there is no eps, estimator or placement.
+        placement: only None.
+        params, lr, weight_decay, options: see `ZeroOrder`; there is no eps and no estimator.
 
     Raises:
         ValueError: no model.
@@ -45,8 +48,14 @@ class ForwardGrad(ZeroOrder):
         weight_decay: float = 0.0,
         *,
         model: nn.Module | None = None,
+        placement: Placement | None = None,
         **options: Any,
     ) -> None:
+        if placement is not None:
+            raise ValueError(
+                f"placement {placement.name}: forward-gradient perturbs no weight, it needs every "
+                "weight and its tangent on the device for one pass, so it takes no placement"
+            )
         if model is None:
             raise ValueError("forward-gradient needs model=: the modules that own the weights")
         # eps = 1 makes coefficients, slopes and derivatives the same numbers.
@@ -60,6 +69,13 @@ class ForwardGrad(ZeroOrder):
                 if param is not None:
                     places.setdefault(id(param), []).append((module, name))
         self._places = [(info, places[id(info.param)]) for info in self.infos]
+
+    def memory(self) -> Memory:
+        tangents = sum(info.numel * info.param.element_size() for info in self.infos)
+        # A tangent is drawn in float32, and copied where the weights are in another dtype.
+        drawn = max(info.numel * 4 for info in self.infos)
+        drawn *= any(info.param.dtype != torch.float32 for info in self.infos)
+        return replace(more(super().memory(), probing=tangents, between=tangents + drawn), copies=2)
 
     @torch.no_grad()
     def estimate(self, closure: Closure) -> float:
@@ -133,6 +149,7 @@ class Untouched(Placement):
     """Weights are never perturbed; updates are applied at once."""
 
     name = "untouched"
+    rounds = True
 
     def update(self, update: Update | None) -> None:
         if update is not None:

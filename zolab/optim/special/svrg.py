@@ -15,6 +15,7 @@ from zolab.optim.directions import Direction
 from zolab.optim.engine import Update
 from zolab.optim.estimators import TwoSided
 from zolab.optim.masks import Dense
+from zolab.optim.memory import Memory, more
 from zolab.optim.placements import Probe
 from zolab.optim.placements.base import Closure
 from zolab.optim.rules import Sgd
@@ -156,7 +157,15 @@ class MeZOSVRG(ZeroOrder):
         self.placement.flush()
         self._anchored = None
         with torch.inference_mode(False):
-            self._anchor = {info.name: info.data.clone() for info in self.infos}
+            for info in self.infos:
+                if info.name in self._anchor:
+                    self._anchor[info.name].copy_(info.data)
+                else:
+                    self._anchor[info.name] = info.data.clone()
+
+    def memory(self) -> Memory:
+        anchor = sum(info.numel * info.param.element_size() for info in self.infos)
+        return more(super().memory(), state=anchor)
 
     @contextmanager
     def _at_anchor(self) -> Iterator[None]:

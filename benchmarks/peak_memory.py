@@ -35,9 +35,11 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+from schemes import METHODS, SCHEMES, USUAL
 
 WORKER_ENV = {
     "MALLOC_ARENA_MAX": "1",
@@ -48,61 +50,6 @@ WORKER_ENV = {
 LIMITS = {"in_place": 1.05, "paired": 1.15, "per_layer": 1.15}
 TOLERANCE = 0.05
 LR, EPS = 1e-6, 1e-3
-
-#: Constructors of `zolab.optim` by the name a scheme has for them, and what they are given; moments
-#: are replayed over a short window, so that plain torch makes its noise in reasonable time.
-METHODS: dict[str, tuple[str, dict[str, Any]]] = {
-    "mezo": ("MeZO", {}),
-    "nspsa": ("NSPSA", {"num_probes": 4}),
-    "one_sided": ("OneSidedMeZO", {"num_probes": 2}),
-    "one_point": ("OnePointMeZO", {}),
-    "momentum": ("MeZOMomentum", {}),
-    "momentum_replayed": ("MeZOMomentumReplayed", {"beta": 0.1}),
-    "adam": ("MeZOAdam", {}),
-    "adam_replayed": ("MeZOAdamReplayed", {"beta1": 0.1, "beta2": 0.1}),
-    "small_weights": ("SparseMeZO", {}),
-    "large_weights": ("LargeWeightsMeZO", {}),
-    "random": ("RMeZO", {}),
-    "pruning": ("RMeZO", {"resample": "step"}),
-    "layers": ("LeZO", {}),
-    "helene": ("HeleneReconstructed", {}),
-    "sign": ("ZOSign", {}),
-    "sign_element": ("ZOSign", {"of": "element"}),
-    "conservative": ("ZOConservative", {}),
-    "block_wise": ("ZOBlockWise", {}),
-    "subzero": ("SubZero", {}),
-    "lozo": ("LOZO", {}),
-    "lozo_m": ("LOZOM", {}),
-    "svrg": ("MeZOSVRG", {}),
-    "forward_grad": ("ForwardGradient", {}),
-}
-
-
-@dataclass(frozen=True)
-class Scheme:
-    """One way of taking steps; `placement` None is inference."""
-
-    placement: str | None = None
-    method: str = "mezo"
-    self_check: bool = False
-
-
-#: Forward-gradient perturbs no weight, so it has no placement.
-PLACED = [method for method in METHODS if method not in ("mezo", "forward_grad")]
-SCHEMES = {
-    "inference": Scheme(),
-    "in_place": Scheme("in_place"),
-    "paired": Scheme("paired"),
-    "per_layer": Scheme("per_layer"),
-    "self_check+paired": Scheme("paired", self_check=True),
-    "forward_grad": Scheme("untouched", "forward_grad"),
-    **{f"{p}+{m}": Scheme(p, m) for m in PLACED for p in ("in_place", "paired")},
-}
-#: Those that the limits are about, and one of each kind; `--methods` takes all.
-USUAL = [
-    *("inference", "in_place", "paired", "self_check+paired", "in_place+small_weights"),
-    *("paired+small_weights", "in_place+momentum", "paired+momentum"),
-]
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from zolab.optim import native
+from zolab.optim import methods, native
 
 FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
 SMALL = ["--shape", "small", "--rows", "2", "--tokens", "8", "--dtype", "float32"]
@@ -25,29 +25,24 @@ def load(monkeypatch):
     threads = torch.get_num_threads()
     yield importlib.import_module
     torch.set_num_threads(threads)
-    for name in ("common", "peak_memory", "step_time"):
+    for name in ("common", "peak_memory", "schemes", "step_time"):
         sys.modules.pop(name, None)
 
 
 @pytest.fixture
-def peak_memory(load, monkeypatch):
-    """peak_memory with its workers in this process: counting allocations needs no other one."""
-    module = load("peak_memory")
-
-    def here(job):
-        got = module.measure({"threads": 1, **job})
-        return {k: v for k, v in got.items() if k != "rss_bytes"}
-
-    monkeypatch.setattr(module, "_spawn", here)
-    return module
+def peak_memory(load):
+    return load("peak_memory")
 
 
 @pytest.mark.skipif(not native.available(), reason="needs a C compiler to be fast enough")
 def test_peaks_keep_their_targets(peak_memory, monkeypatch, tmp_path):
     monkeypatch.setenv("ZOLAB_NATIVE", "1")
     out = tmp_path / "peaks.json"
-    schemes = ["in_place", "paired", "in_place+momentum", "paired+small_weights"]
-    argv = [*SMALL, "--native", "1", "--scheme", *schemes, "--json", str(out)]
+    schemes = ["in_place", "paired", "in_place+momentum", "paired+adam", "in_place+small_weights"]
+    schemes += ["paired+random", "in_place+lozo_m", "in_place+svrg", "in_place+block_wise"]
+    schemes += ["forward_grad"]
+    argv = [*SMALL, "--native", "1", "--in-process", "--threads", "1", "--json", str(out)]
+    argv += ["--scheme", *schemes]
     assert peak_memory.main(argv) == 0
     record = json.loads(out.read_text())
     assert {"benchmark", "command", "device", "versions", "settings", "rows"} <= record.keys()
@@ -57,7 +52,16 @@ def test_peaks_keep_their_targets(peak_memory, monkeypatch, tmp_path):
     assert rows["in_place"]["ratio_allocator"] <= 1.05
     assert rows["paired"]["ratio_allocator"] <= 1.15
     assert rows["in_place+momentum"]["state_bytes"] == rows["in_place"]["weight_bytes"]
-    assert not any(row["missed"] for row in record["rows"])
+    assert rows["paired+adam"]["state_bytes"] == 2 * rows["in_place"]["weight_bytes"]
+    assert rows["in_place+block_wise"]["state_bytes"] == 0
+    for row in record["rows"]:
+        assert not row["missed"], (row["scheme"], row["missed"], row["declared"])
+
+
+def test_every_method_has_its_schemes(peak_memory):
+    made = {name for name, _ in peak_memory.METHODS.values()}
+    assert made == {*methods.__all__, "MeZOSVRG"}
+    assert {scheme.method for scheme in peak_memory.SCHEMES.values()} == set(peak_memory.METHODS)
 
 
 def test_an_allocation_is_counted_to_the_byte(peak_memory):

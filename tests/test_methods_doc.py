@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from pathlib import Path
+
+import pytest
 
 import zolab.optim
 from tests.optim.methods import describe
@@ -49,3 +52,19 @@ def test_the_table_names_what_exists() -> None:
         assert hasattr(zolab.optim, re.search(r"`(\w+)", python).group(1)), python
         for group, name in re.findall(r"(optimizer|sparsity)=(\w+)", yaml):
             assert (CONF_DIR / group / f"{name}.yaml").exists(), yaml
+
+
+@pytest.mark.parametrize("name", [*zolab.optim.methods.__all__, "MeZOSVRG"])
+def test_a_method_is_told_on_one_screen(name: str) -> None:
+    """Paper, composition, forwards, state and YAML, in the docstring and in 40 lines of source."""
+    method = getattr(zolab.optim, name)
+    text = method.__doc__
+    assert re.search(r"arXiv \d{4}\.\d{5}", text)
+    assert "forward" in text
+    assert re.search(r"[Ss]tate", text)
+    for group, choice in re.findall(r"(optimizer|sparsity)=(\w+)", text):
+        assert (CONF_DIR / group / f"{choice}.yaml").exists(), choice
+    if name != "MeZOSVRG":
+        assert len(inspect.getsource(method).splitlines()) <= 40
+        assert "YAML: optimizer=" in text
+        assert " × " in text

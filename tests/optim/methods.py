@@ -143,6 +143,7 @@ METHODS: dict[str, Method] = {
         lr=1e-3,
         quadratic_lr=3e-3,
         options={"rule": {"hessian_every": 3}},
+        exempt={"gradient": "its bound divides by what it has seen"},
     ),
     "mezo_svrg": Method(
         MeZOSVRG,
@@ -196,7 +197,14 @@ METHODS: dict[str, Method] = {
         options={"beta": 0.7},
         exempt={"layers": "the masks of old steps are not kept"},
     ),
-    "mezo_adam": Method(MeZOAdam, two, ("optimizer=mezo_adam",), lr=3e-3, quadratic_lr=1e-2),
+    "mezo_adam": Method(
+        MeZOAdam,
+        two,
+        ("optimizer=mezo_adam",),
+        lr=3e-3,
+        quadratic_lr=1e-2,
+        exempt={"gradient": "its first step is a sign"},
+    ),
     "adam_replayed": Method(
         MeZOAdamReplayed,
         two,
@@ -204,9 +212,19 @@ METHODS: dict[str, Method] = {
         lr=3e-3,
         quadratic_lr=1e-2,
         options={"beta1": 0.7, "beta2": 0.8},
-        exempt={"layers": "the masks of old steps are not kept"},
+        exempt={
+            "gradient": "its first step is a sign",
+            "layers": "the masks of old steps are not kept",
+        },
     ),
-    "zo_sign": Method(ZOSign, two, ("optimizer=zo_sign",), lr=3e-3, quadratic_lr=1e-2),
+    "zo_sign": Method(
+        ZOSign,
+        two,
+        ("optimizer=zo_sign",),
+        lr=3e-3,
+        quadratic_lr=1e-2,
+        exempt={"gradient": "a sign has no size"},
+    ),
     "zo_sign_element": Method(
         ZOSign,
         two,
@@ -214,12 +232,16 @@ METHODS: dict[str, Method] = {
         lr=3e-3,
         quadratic_lr=1e-2,
         options={"of": "element"},
+        exempt={"gradient": "a sign has no size"},
     ),
     "zo_conservative": Method(
         ZOConservative,
         lambda step: 5,
         ("optimizer=zo_conservative",),
-        exempt={"decay": "refused: its candidates lie along z"},
+        exempt={
+            "gradient": "it keeps the best of three",
+            "decay": "refused: its candidates lie along z",
+        },
     ),
     "zo_block_wise": Method(
         ZOBlockWise,

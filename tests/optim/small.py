@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from zolab.optim import StepRecord, ZeroOrder
 
@@ -69,3 +70,39 @@ class Matrix(nn.Module):
     def loss(self, copies: int = 1) -> list[float]:
         value = (self.g * self.w.detach()).sum() + self.b.detach().square().sum() / 2
         return [float(value)] * copies
+
+
+class Net(nn.Module):
+    """Two numbered layers between an input matrix and a head; smooth, so that c is never 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(5, 6, bias=False)
+        self.layers = nn.ModuleList([nn.Linear(6, 6), nn.Linear(6, 7)])
+        self.head = nn.Linear(7, 3)
+        generator = torch.Generator().manual_seed(2)
+        for p in self.parameters():
+            nn.init.normal_(p, std=0.5, generator=generator)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in (self.embed, *self.layers):
+            x = layer(x).tanh()
+        return self.head(x)
+
+
+def batch(t: int) -> tuple[Tensor, Tensor]:
+    """Rows of step t: each step sees others."""
+    generator = torch.Generator().manual_seed(100 + t)
+    x = torch.randn(9, 5, generator=generator, dtype=torch.float64)
+    return x, torch.arange(9) % 3
+
+
+def losses_of(model: Net, t: int, tensors: bool):
+    """The closure of step t: numbers, or tensors for a derivative."""
+    x, y = batch(t)
+
+    def closure(copies: int = 1) -> list:
+        losses = [F.cross_entropy(part, y) for part in model(x.repeat(copies, 1)).chunk(copies)]
+        return losses if tensors else [float(loss) for loss in losses]
+
+    return closure

@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from tests.optim.methods import METHODS, build, pairs
+from tests.optim.small import Net, batch, losses_of
 from zolab.optim import ForwardGrad, Gaussian, ZeroOrder
 from zolab.optim.keys import permutation, probe_seed
 from zolab.optim.masks import MASK_PROBE
@@ -22,24 +23,6 @@ from zolab.optim.philox import Stream, words
 
 CPU, SEED, STEPS, LR, EPS = torch.device("cpu"), 3, 8, 1e-2, 1e-3
 Weights = dict[str, Tensor]
-
-
-class Net(nn.Module):
-    """Two numbered layers between an input matrix and a head; smooth, so that c is never 0."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embed = nn.Linear(5, 6, bias=False)
-        self.layers = nn.ModuleList([nn.Linear(6, 6), nn.Linear(6, 7)])
-        self.head = nn.Linear(7, 3)
-        generator = torch.Generator().manual_seed(2)
-        for p in self.parameters():
-            nn.init.normal_(p, std=0.5, generator=generator)
-
-    def forward(self, x: Tensor) -> Tensor:
-        for layer in (self.embed, *self.layers):
-            x = layer(x).tanh()
-        return self.head(x)
 
 
 class Plain:
@@ -64,13 +47,6 @@ class Plain:
         """c = (L(w + εz) - L(w - εz)) / 2ε"""
         w = self.w if w is None else w
         return (self.loss(add(w, EPS, z), t) - self.loss(add(w, -EPS, z), t)) / (2 * EPS)
-
-
-def batch(t: int) -> tuple[Tensor, Tensor]:
-    """Rows of step t: each step sees others."""
-    generator = torch.Generator().manual_seed(100 + t)
-    x = torch.randn(9, 5, generator=generator, dtype=torch.float64)
-    return x, torch.arange(9) % 3
 
 
 def add(w: Weights, a: float | Tensor, z: Weights) -> Weights:
@@ -397,13 +373,3 @@ def test_a_method_is_its_equations(placement, name: str) -> None:
     assert t == STEPS
     moved = [float((p.detach() - start[key]).abs().max()) for key, p in model.named_parameters()]
     assert max(moved) > 1e-3
-
-
-def losses_of(model: Net, t: int, tensors: bool):
-    x, y = batch(t)
-
-    def closure(copies: int = 1) -> list:
-        losses = [F.cross_entropy(part, y) for part in model(x.repeat(copies, 1)).chunk(copies)]
-        return losses if tensors else [float(loss) for loss in losses]
-
-    return closure

@@ -12,6 +12,7 @@ from torch import nn
 from tests.optim.methods import (
     MASKED,
     METHODS,
+    PLACEMENTS,
     again,
     build,
     cases,
@@ -20,6 +21,7 @@ from tests.optim.methods import (
     pairs,
     steps,
 )
+from tests.optim.small import Net, losses_of
 from tests.optim.tiny import bits, same_bits, small_lm
 from zolab import compose
 from zolab.optim import InPlace, LayerMask, Paired, RandomMask
@@ -142,6 +144,19 @@ def test_what_no_mask_chose_never_moves(placement, name: str) -> None:
     assert moved_any > 0
 
 
+@pytest.mark.parametrize("name", ["n_spsa", "n_spsa_linear", "adazeta_queries"])
+@pytest.mark.parametrize("placement", PLACEMENTS)
+def test_one_direction_is_mezo(placement, name: str) -> None:
+    finals = []
+    for method in (name, "mezo"):
+        model = small_lm()
+        optimizer = build(method, model, placement, num_probes=1, lr=1e-2)
+        steps(optimizer, closure_of(method, model), 5)
+        optimizer.flush()
+        finals.append(bits(model))
+    assert same_bits(*finals)
+
+
 @pytest.mark.parametrize("name", MASKED)
 def test_sparsity_zero_is_mezo(name: str) -> None:
     finals = []
@@ -152,6 +167,55 @@ def test_sparsity_zero_is_mezo(name: str) -> None:
         optimizer.flush()
         finals.append(bits(model))
     assert same_bits(*finals)
+
+
+# -- the estimate ----------------------------------------------------------------------------------
+
+#: So that draws are independent, and a step of the anchor is an estimate like any other.
+_OFTEN = {
+    **{name: {"refresh_every": 1} for name in ("subzero", "lozo", "lozo_m")},
+    "mezo_svrg": {"anchor_every": 1, "anchor_lr": 1e-6},
+    "pruning": {"resample_every": 1},
+}
+DRAWS = 160
+
+
+@pytest.mark.parametrize(("placement", "name"), pairs(cases("gradient")))
+def test_mean_of_steps_approaches_the_gradient(placement, name: str) -> None:
+    """Where a method moves, its first step is on average -lr times the gradient."""
+    model = Net().double()
+    closure = losses_of(model, 1, name == "forward_grad")
+    start = {n: p.detach().clone() for n, p in model.named_parameters()}
+    losses_of(model, 1, tensors=True)()[0].backward()
+    gradient = {n: p.grad.clone() for n, p in model.named_parameters()}
+    optimizer = build(name, model, placement, lr=1e-6, **_OFTEN.get(name, {}))
+    draws, wanted = [], []
+    for step in range(1, DRAWS + 1):
+        optimizer.step(closure)
+        optimizer.flush()
+        moved, want = [], []
+        for info in optimizer.infos:
+            keep = optimizer.mask.keep(info, start[info.name], step)
+            if name == "zo_block_wise":  # its embeddings and head are frozen
+                keep = info.name.startswith("layers.")
+            moved.append(((start[info.name] - info.data) / 1e-6).view(-1))
+            # A first step of LOZO-M has the weight 1 - beta; vectors have no momentum.
+            part = 0.1 if name == "lozo_m" and not info.is_vector else 1.0
+            want.append((part * gradient[info.name] * keep).view(-1))
+        draws.append(torch.cat(moved))
+        wanted.append(torch.cat(want))
+        with torch.no_grad():
+            for n, p in model.named_parameters():
+                p.copy_(start[n])
+        optimizer.rule.load_state({})
+    first = 1 if name == "one_point" else 0  # it has nothing to compare its first loss with
+    draws, expected = torch.stack(draws[first:]), torch.stack(wanted).mean(0)
+    error = draws.std(0) / len(draws) ** 0.5
+    assert ((draws.mean(0) - expected).abs() <= 5.0 * error + 1e-7).all()
+    along = draws @ expected / expected.square().sum()
+    error = float(along.std() / len(draws) ** 0.5)
+    assert error < 0.25
+    assert abs(float(along.mean()) - 1.0) <= 4.5 * error
 
 
 # -- cost and effect -------------------------------------------------------------------------------

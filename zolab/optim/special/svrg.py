@@ -34,7 +34,7 @@ class MeZOSVRG(ZeroOrder):
     keeps both, 2x). 4 forwards a step, and 2 for each batch of the whole data on anchor steps. The
     authors' code estimates g̃ on the current batch, draws two different z (so nothing cancels) and
     aliases the anchor to the live weights; none of that is done here. Not included: their division
-    of the rates by 5 when the epoch's loss grows, which is a schedule.
+    of the rates by 5 when the epoch's loss grows, which is a schedule. YAML: optimizer=mezo_svrg.
 
     Set `full_batch` to a function that gives the closures of the batches of the whole (or a large)
     data set; their losses are averaged with equal weight. Left at None, the step's own batch stands

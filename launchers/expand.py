@@ -109,15 +109,12 @@ def compose_points(
     Raises:
         UserError: a cell that does not compose or is not valid; names the cell.
     """
-    bases: dict[tuple[str, ...], DictConfig] = {}
+    bases: dict[tuple[str, ...], DictConfig | dict[str, Any]] = {}
     for point in points:
         try:
             if point.composed not in bases:
-                bases[point.composed] = _composed(compose, list(point.composed))
-            config = copy.deepcopy(bases[point.composed])
-            for setting in point.values:
-                _set(config, setting)
-            cell = check(config)
+                bases[point.composed] = _simplest(_composed(compose, list(point.composed)))
+            cell = check(_with_values(bases[point.composed], point.values))
         except UserError as error:
             where = f"cell {point.label}: " if point.label else ""
             raise UserError(f"{where}{error}") from error
@@ -276,6 +273,43 @@ def _composed(compose: Callable[[list[str]], DictConfig], overrides: list[str]) 
         config.pop("hydra", None)
         config.pop("grid", None)  # it describes the sweep
     return config
+
+
+def _simplest(config: DictConfig) -> DictConfig | dict[str, Any]:
+    """A config that refers to nothing as plain dicts and lists: a copy costs a hundredth."""
+    plain = OmegaConf.to_container(config)
+    return config if "${" in repr(plain) else plain
+
+
+def _with_values(
+    base: DictConfig | dict[str, Any], settings: Sequence[Setting]
+) -> DictConfig | dict[str, Any]:
+    """A copy of a composed config with some values set."""
+    if OmegaConf.is_config(base) or any(map(_is_involved, settings)):
+        config = copy.deepcopy(base) if OmegaConf.is_config(base) else OmegaConf.create(base)
+        for setting in settings:
+            _set(config, setting)
+        return config
+    config = _copy(base)
+    for setting in settings:
+        *parents, leaf = setting.key.split(".")
+        node = config
+        for name in parents:
+            inner = node.get(name)
+            node[name] = node = inner if isinstance(inner, dict) else {}
+        node[leaf] = setting.value
+    return config
+
+
+def _is_involved(setting: Setting) -> bool:
+    """Whether setting a value takes more than putting it in its place: it merges or refers."""
+    return isinstance(setting.value, dict) or "${" in repr(setting.value) or "[" in setting.key
+
+
+def _copy(node: Any) -> Any:
+    if isinstance(node, dict):
+        return {key: _copy(value) for key, value in node.items()}
+    return [_copy(value) for value in node] if isinstance(node, list) else node
 
 
 def _set(config: DictConfig, setting: Setting) -> None:

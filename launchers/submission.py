@@ -19,8 +19,8 @@ from launchers.job import JOBS
 from launchers.plan import Entry
 from zolab import ledger
 
-#: What a launcher that died in the middle of a submission may still have under way (seconds).
-SETTLING_SECONDS = 15.0
+#: A call of sbatch outlives the launcher that was killed while it waited for it (seconds).
+SETTLING_SECONDS = 3.0
 #: A launcher holds the lock of a runs folder for seconds; one that is silent for so long is dead.
 LOCK_SECONDS = 60.0
 
@@ -89,8 +89,28 @@ def is_settling(entry: Entry) -> bool:
     jobs = entry.run_dir.parent / JOBS
     if not (isinstance(found, list) and found) or not (jobs / f"{found[0]}.json").exists():
         return False
+    return _is_held(jobs) or _seconds_old(entry) < SETTLING_SECONDS
+
+
+def wait_for_orphans(entries: Iterable[Entry]) -> bool:
+    """Wait out what a launcher that died may have left under way; whether there was anything."""
+    jobs = Jobs()
+    left = [e for e in entries if e.state == "submitted" and not jobs.of(e) and is_settling(e)]
+    left = [entry for entry in left if not _is_held(entry.run_dir.parent / JOBS)]
+    if left:
+        time.sleep(max(0.0, SETTLING_SECONDS - min(_seconds_old(entry) for entry in left)))
+    return bool(left)
+
+
+def _is_held(jobs: Path) -> bool:
+    """Whether a launcher that lives has the right to submit."""
+    holder = ledger.find_holder(jobs, LOCK_SECONDS)
+    return holder is not None and not holder.stale
+
+
+def _seconds_old(entry: Entry) -> float:
     written = (entry.run_dir / "status.json").stat().st_mtime
-    return ledger.filesystem_time(jobs) - written < SETTLING_SECONDS
+    return ledger.filesystem_time(entry.run_dir.parent / JOBS) - written
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from launchers import slurm_state
 from launchers.display import Board, error_table
 from launchers.job import JOBS, RUN
 from launchers.plan import DEFAULTS, Entry, Plan, Store, make_plan
-from launchers.submission import alone
+from launchers.submission import alone, wait_for_orphans
 from zolab import ledger
 from zolab.errors import UserError
 
@@ -86,6 +86,8 @@ def launch(
     if store is None:
         from zolab import compose as store
     found = make_plan(cells, options, labels=labels, store=store)
+    if kind == "slurm" and wait_for_orphans(found.entries):
+        found = make_plan(cells, options, labels=labels, store=store)
     board = Board(found.entries, out or sys.stdout)
     board.note(found.summary())
     if options["dry_run"]:

@@ -74,6 +74,8 @@ def resolve(config: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: an interpolation leads nowhere.
     """
+    if isinstance(config, dict) and "${" not in repr(config):
+        return {name: value for name, value in config.items() if name != "hydra"}
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 

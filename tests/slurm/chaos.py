@@ -1,0 +1,310 @@
+"""Everything that happens to jobs, to one sweep at once, on a real SLURM; then nothing is missing.
+
+    python -m tests.slurm.chaos            the full form (`make chaos`), some minutes
+    python -m tests.slurm.chaos --short    what `make test` runs
+
+The launcher is killed in the middle of its submission; cells are preempted, told to stop, lose
+their node, are cancelled, run out of memory, and one is wrong from the start. The same command is
+given until nothing is left to submit, then once with sweep.retry=cancelled. Every cell but the
+broken two must then be done exactly once and equal to a run that nobody disturbed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from launchers import status as cells
+from tests.slurm.cluster import private_slurm, what_is_missing
+from tests.test_resume import exact_rows, journal_text
+from zolab import ledger
+from zolab.run import run_dir
+
+PARTITION = "preempt"
+#: One value that no training survives.
+BROKEN_RATE = "1e30"
+
+
+@dataclass(frozen=True)
+class Size:
+    """How many cells, and how often each thing happens."""
+
+    cells: int
+    steps: int
+    parallel: int
+    preemptions: int
+    signals: int
+    node_deaths: int
+    cancels: int
+
+
+FULL = Size(24, 80, 8, preemptions=6, signals=3, node_deaths=2, cancels=2)
+SHORT = Size(8, 40, 8, preemptions=1, signals=1, node_deaths=1, cancels=1)
+
+
+@dataclass
+class Chaos:
+    """One sweep and what is done to it.
+
+    Attributes:
+        told: what happened, for the reader.
+        hit: cells that something was done to; nothing is done to a cell twice.
+    """
+
+    size: Size
+    root: Path
+    told: list[str] = field(default_factory=list)
+    hit: set[str] = field(default_factory=set)
+    begin: float = field(default_factory=time.monotonic)
+
+    def say(self, text: str) -> None:
+        line = f"{time.monotonic() - self.begin:6.1f} s  {text}"
+        self.told.append(line)
+        print(line, flush=True)
+
+    # -- commands ------------------------------------------------------------------------------
+
+    def command(self, root: str, *more: str) -> list[str]:
+        """The sweep: all good cells, the one that runs out of memory, the one that is wrong."""
+        seeds = ",".join(map(str, range(self.size.cells - 1)))
+        grid = f"grid=[{{seed:[{seeds}]}},{{seed:0,optimizer.lr:{BROKEN_RATE}}}]"
+        small = (
+            "task.num_train=40", "task.num_dev=16", "task.num_test=16", "train.batch_size=8",
+            f"train.steps={self.size.steps}", "train.eval_every=20", "train.log_every=5",
+            "train.max_nonfinite=3", "tracking=local", "model.device=cpu",
+        )  # fmt: skip
+        slurm = (
+            "launcher=slurm", f"launcher.partition={PARTITION}", "launcher.cpus=1",
+            "launcher.gpus=0", f"launcher.array_parallelism={self.size.parallel}",
+            "launcher.time_minutes=30",
+        )  # fmt: skip
+        run_root = f"run_root={self.root / root}"
+        return [sys.executable, "-m", "zolab", "-m", grid, *small, *slurm, run_root, *more]
+
+    def launch(self, *more: str) -> str:
+        done = subprocess.run(self.command("runs", *more), capture_output=True, text=True)
+        return done.stdout + done.stderr
+
+    # -- what is done to cells -----------------------------------------------------------------
+
+    def victim(self) -> Path:
+        """A cell in the middle of its steps that nothing was done to so far."""
+        deadline = time.monotonic() + 300
+        while time.monotonic() < deadline:
+            folders = cells.folders_in(self.root / "runs")
+            random.shuffle(folders)
+            for folder in folders:
+                journals = [p for p in folder.glob("attempts/*/journal.jsonl")]
+                steps = sum(len(p.read_bytes().splitlines()) for p in journals)
+                middle = 2 <= steps <= 0.7 * self.size.steps
+                fresh = folder.name not in self.hit and middle and self.is_good(folder)
+                if fresh and ledger.state_of(folder) == "running":
+                    self.hit.add(folder.name)
+                    return folder
+            time.sleep(0.05)
+        raise AssertionError("no cell is under way")
+
+    @staticmethod
+    def is_good(folder: Path) -> bool:
+        return f"lr: {BROKEN_RATE}" not in (folder / "config.yaml").read_text().replace("+", "")
+
+    def job(self, folder: Path) -> str:
+        return str(ledger.read_status(folder)["job_id"])
+
+    def node(self, folder: Path) -> str:
+        asked = ["squeue", "-h", "-o", "%N", "-j", self.job(folder)]
+        return subprocess.run(asked, capture_output=True, text=True).stdout.strip()
+
+    def preempt(self) -> None:
+        folder = self.victim()
+        node = self.node(folder)
+        wrap = ["-p", "main", "-w", node, "--exclusive", "-t1", "-o/dev/null", "--wrap", "sleep 1"]
+        subprocess.run(["sbatch", *wrap], capture_output=True, check=True)
+        self.say(f"preempted by a job of higher priority on {node}: {folder.name}")
+
+    def tell(self) -> None:
+        folder = self.victim()
+        subprocess.run(["scancel", "--signal=USR2", self.job(folder)], check=True)
+        self.say(f"SIGUSR2: {folder.name}")
+
+    def cancel(self) -> None:
+        folder = self.victim()
+        subprocess.run(["scancel", self.job(folder)], check=True)
+        self.say(f"scancel: {folder.name}")
+
+    def starve(self) -> None:
+        """SIGKILL from nowhere, as the kernel does it when memory runs out."""
+        folder = self.victim()
+        os.kill(ledger.read_heartbeat(folder)["pid"], signal.SIGKILL)
+        self.say(f"killed for memory: {folder.name}")
+
+    def kill_node(self) -> None:
+        """As in a power failure: the daemon, its helpers and the cells of a node die at once."""
+        folder = self.victim()
+        node = self.node(folder)
+        home = Path(os.environ["ZOLAB_SLURM_HOME"])
+        daemon = int((home / "run" / f"slurmd-{node}.pid").read_text())
+        pids = [daemon]
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                words = (process / "environ").read_bytes().split(b"\0")
+                name = (process / "cmdline").read_bytes()
+                if f"SLURMD_NODENAME={node}".encode() in words or (
+                    b"slurmstepd" in name and _parent(process) in pids
+                ):
+                    pids.append(int(process.name))
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.say(f"node {node} died with {len(pids)} processes: {folder.name} and its neighbours")
+        if self.size is SHORT:  # else the controller finds out by itself, after SlurmdTimeout
+            down = ["scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=chaos"]
+            subprocess.run(down, check=True)
+            time.sleep(1.0)
+        else:
+            _wait(lambda: "down" in _output("sinfo", "-h", "-n", node, "-o", "%t"), 90)
+        start = ["slurmd", "-f", os.environ["SLURM_CONF"], "-N", node]
+        environment = {**os.environ, "PATH": os.environ["PATH"] + ":/usr/sbin:/sbin"}
+        subprocess.run(start, env=environment, check=True, capture_output=True)
+
+    # -- the whole story -----------------------------------------------------------------------
+
+    def run(self) -> None:
+        self.kill_launcher()
+        self.say("the same command: " + _plan(self.launch()))
+        for event in self.events():
+            event()
+        rounds = 0
+        while True:
+            self.drain()
+            said = self.launch()
+            rounds += 1
+            self.say("the same command: " + _plan(said))
+            if " 0 to run" in _plan(said):
+                break
+            assert rounds < 10, "the sweep does not come to an end"
+        errors = said.partition("cells have no result:")[2]
+        self.say("with sweep.retry=cancelled: " + _plan(self.launch("sweep.retry=cancelled")))
+        self.drain()
+        self.say("in the end: " + cells.summary(self.rows()))
+        self.judge(errors)
+
+    def kill_launcher(self) -> None:
+        """SIGKILL between the record of a submission and SLURM's answer to it."""
+        jobs = self.root / "runs" / ".jobs"
+        launcher = subprocess.Popen(self.command("runs"), stdout=subprocess.DEVNULL)
+        while launcher.poll() is None and not list(jobs.glob("*.json")):
+            time.sleep(0.002)
+        launcher.kill()
+        launcher.wait()
+        arrays = [ledger.read_json(p).get("array") for p in jobs.glob("*.json")]
+        self.say(f"launcher killed by SIGKILL; arrays on record: {arrays}")
+
+    def events(self) -> list[Callable[[], None]]:
+        size = self.size
+        first = [self.starve, *[self.cancel] * size.cancels, *[self.tell] * size.signals]
+        later = [*[self.preempt] * size.preemptions, *[self.kill_node] * size.node_deaths]
+        events = [*first, *later]
+        random.Random(0).shuffle(events)
+        return events
+
+    def rows(self) -> list[cells.Row]:
+        return cells.rows_of(cells.entries_of(cells.folders_in(self.root / "runs")))
+
+    def drain(self) -> None:
+        """Until no job is left."""
+        _wait(lambda: not _output("squeue", "-h", "-n", self.names()).strip(), 1200)
+
+    def names(self) -> str:
+        records = (self.root / "runs" / ".jobs").glob("*.json")
+        return ",".join(f"zolab-{path.stem}" for path in records)
+
+    def judge(self, errors: str) -> None:
+        """Compare with runs that nobody disturbed."""
+        folders = cells.folders_in(self.root / "runs")
+        states = {folder.name: ledger.state_of(folder) for folder in folders}
+        failed = [folder for folder in folders if states[folder.name] == "failed"]
+        assert len(folders) == self.size.cells
+        assert len(failed) == 2, states
+        assert all(name in errors for name in (f.name for f in failed)), errors
+        told = " ".join(str(ledger.read_status(f)["error"]) for f in failed)
+        assert "max_nonfinite" in told, told
+        assert "SIGKILL not sent by SLURM" in told, told
+        assert "last seen with" in told, told
+        good = [folder for folder in folders if folder not in failed]
+        assert all(states[folder.name] == "done" for folder in good), states
+        attempts = 0
+        for folder in good:
+            result = ledger.read_json(folder / "result.json")
+            found = [p for p in folder.glob("attempts/*") if p.name.isdigit()]
+            assert result["num_attempts"] == len(found), "run again after it was done"
+            attempts += len(found)
+            twin = self.root / "whole" / folder.name
+            twin.mkdir(parents=True)
+            (twin / "config.yaml").write_text((folder / "config.yaml").read_text())
+            expected = run_dir(twin)
+            assert result["weights_hash"] == expected["weights_hash"], folder
+            assert journal_text(folder) == journal_text(twin), folder
+            assert exact_rows(folder) == exact_rows(twin), folder
+            files = [p for p in folder.rglob("*") if p.is_file()]
+            assert len(files) <= 6 + 2 * len(found), files
+        self.say(
+            f"{len(good)} cells done exactly once in {attempts} attempts, 2 failed and listed; "
+            "hashes, journals and metrics equal undisturbed runs"
+        )
+
+
+def _parent(process: Path) -> int:
+    return int((process / "stat").read_text().rpartition(")")[2].split()[1])
+
+
+def _output(*command: str) -> str:
+    return subprocess.run(command, capture_output=True, text=True).stdout
+
+
+def _wait(condition: Callable[[], bool], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.3)
+
+
+def _plan(said: str) -> str:
+    lines = [line for line in said.splitlines() if " to run" in line]
+    return lines[0] if lines else said
+
+
+def chaos(size: Size, root: Path) -> list[str]:
+    """Run it on the cluster of this environment; what happened. AssertionError if it was lost."""
+    story = Chaos(size, root)
+    story.run()
+    return story.told
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--short", action="store_true")
+    size = SHORT if parser.parse_args().short else FULL
+    if missing := what_is_missing():
+        print(f"a private SLURM needs {', '.join(missing)}", file=sys.stderr)
+        return 1
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # the cluster is ended all the same
+    with private_slurm() as environment, tempfile.TemporaryDirectory() as folder:
+        os.environ.update(environment)
+        chaos(size, Path(folder))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

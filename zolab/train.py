@@ -16,10 +16,10 @@ from zolab.evaluate import evaluate
 from zolab.journal import Journal, JournalRow
 from zolab.learner import Learner, Reader
 from zolab.ledger import Claim
-from zolab.memory import EVALUATION, STEPS, PeakMemory, largest_resident
+from zolab.memory import EVALUATION, STEPS, PeakMemory
 from zolab.objectives import PAD_UNIT, BatchLoss, Encoded, Scorer
 from zolab.prepare import Study
-from zolab.process import Preempted, resident_bytes, stop_asked
+from zolab.process import Preempted, stop_asked
 from zolab.progress import Progress
 from zolab.tally import Counters, Metrics
 
@@ -106,6 +106,7 @@ class _Loop:
         self._since = {"steps": 0, "seconds": 0.0, "forward": 0.0}
         self._saved, self._saved_step = time.monotonic(), self.step
         self._last_loss: float | None = None
+        self._shown = False
         self._evaluated: dict[str, float] = {}
         self.best: tuple[float, int] | None = None
         for row in sorted(rows, key=lambda row: row["step"]):
@@ -348,10 +349,11 @@ class _Loop:
                 "loss": self._last_loss,
                 "forwards_per_second": progress.rate(),
                 "eta_seconds": progress.eta(step),
-                "rss_bytes": resident_bytes() or largest_resident(),
                 "metrics": self._evaluated,
-            }
+            },
+            force=loss is not None and not self._shown,
         )
+        self._shown = self._shown or loss is not None
 
     def _checkpoint_if_due(self) -> None:
         minutes = self.job.settings["checkpoint_minutes"]

@@ -54,8 +54,9 @@ class ZolabSweeper(Sweeper):
         from zolab import compose
 
         loader = self.context.config_loader
-        cells, labels = cells_of(loader, self.master, arguments, self.params, compose.check)
-        outcome = launch(cells, cells[0]["launcher"], cells[0]["sweep"], labels=labels)
+        with compose.looked_at_once():
+            cells, labels = cells_of(loader, self.master, arguments, self.params, compose.check)
+            outcome = launch(cells, cells[0]["launcher"], cells[0]["sweep"], labels=labels)
         if outcome.exit_code:
             raise SystemExit(outcome.exit_code)
         return outcome

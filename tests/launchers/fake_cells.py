@@ -22,7 +22,7 @@ def _steps(folder: Path, claim: ledger.Claim, total: int) -> None:
             time.sleep(STEP_SECONDS)
             claim.check()
             print(step, file=file, flush=True)
-            claim.beat({"step": step, "steps": total, "rss_bytes": 64 << 20})
+            claim.beat({"step": step, "steps": total})
             if reason := process.stop_asked():
                 ledger.write_status(folder, "preempted", error=f"stopped by {reason}")
                 raise process.Preempted(f"stopped by {reason} after step {step}")
@@ -43,7 +43,7 @@ def run(run_dir: str) -> None:
     with ledger.acquire(folder, interval=0.1) as claim:
         attempt = ledger.next_attempt(folder)
         ledger.write_status(folder, "running", attempt=int(attempt.name))
-        claim.beat({"step": 1, "steps": 4, "loss": 0.5, "rss_bytes": 64 << 20}, force=True)
+        claim.beat({"step": 1, "steps": 4, "loss": 0.5}, force=True)
         begin = time.time()
         print(f"cell {folder.name} says hello")
         for key in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "CUDA_VISIBLE_DEVICES"):

@@ -61,7 +61,7 @@ def test_every_way_a_job_can_be_ended(slurm_cluster, make_cell, sweep):
     again = sweep(cells, LAUNCHER, dry_run=True).plan.entries
     states = {e.cell["seed"]: e.state for e in again}
     assert states == {0: "done", 1: "done", 2: "cancelled", 3: "failed", 4: "done", 5: "done"}
-    assert "SIGKILL not sent by SLURM: out of memory?; last seen with 64 MiB" in again[3].error
+    assert "SIGKILL not sent by SLURM: out of memory?; last seen with " in again[3].error
     assert steps_of(cancelled.run_dir) == STEPS[: len(steps_of(cancelled.run_dir))]
     continued = sweep(cells, LAUNCHER, retry="all").plan.entries
     wait_until(lambda: all(done(e) for e in continued), 60)

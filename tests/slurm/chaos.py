@@ -154,18 +154,11 @@ class Chaos:
         node = self.node(folder)
         home = Path(os.environ["ZOLAB_SLURM_HOME"])
         daemon = int((home / "run" / f"slurmd-{node}.pid").read_text())
-        pids = [daemon]
-        for process in Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(OSError):
-                words = (process / "environ").read_bytes().split(b"\0")
-                name = (process / "cmdline").read_bytes()
-                if f"SLURMD_NODENAME={node}".encode() in words or (
-                    b"slurmstepd" in name and _parent(process) in pids
-                ):
-                    pids.append(int(process.name))
-        for pid in pids:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        pids = [daemon, *_processes_of(node)]
+        for number in (signal.SIGSTOP, signal.SIGKILL):  # nobody sees another one die first
+            for pid in pids:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, number)
         self.say(f"node {node} died with {len(pids)} processes: {folder.name} and its neighbours")
         if self.size is SHORT:  # else the controller finds out by itself, after SlurmdTimeout
             down = ["scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=chaos"]
@@ -264,8 +257,20 @@ class Chaos:
         )
 
 
-def _parent(process: Path) -> int:
-    return int((process / "stat").read_text().rpartition(")")[2].split()[1])
+def _processes_of(node: str) -> list[int]:
+    """SLURM's helpers on a virtual node, then everything that they started there."""
+    helpers, started = set(), []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError, ValueError):
+            if f"SLURMD_NODENAME={node}".encode() not in (process / "environ").read_bytes().split(
+                b"\0"
+            ):
+                continue
+            started.append(int(process.name))
+            parent = int((process / "stat").read_text().rpartition(")")[2].split()[1])
+            if b"slurmstepd" in (Path("/proc") / str(parent) / "cmdline").read_bytes():
+                helpers.add(parent)
+    return [*helpers, *started]
 
 
 def _output(*command: str) -> str:

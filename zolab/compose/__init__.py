@@ -15,7 +15,15 @@ from zolab.compose.building import build, trust
 from zolab.compose.cells import read_cell, title, title_of, write_cell
 from zolab.compose.overrides import explain, prepare_hydra, prepare_overrides, register_profiles
 from zolab.config import CONF_DIR, check_tree, hub, hub_data
-from zolab.config.contents import locate_model, locate_task, split_files, stored_shape, uses_shape
+from zolab.config.contents import (
+    locate_model,
+    locate_task,
+    looked_at_once,
+    remembered,
+    split_files,
+    stored_shape,
+    uses_shape,
+)
 from zolab.config.forms import form_of
 from zolab.config.identity import identity, run_id
 from zolab.config.kinds import look_over_kind
@@ -31,6 +39,7 @@ __all__ = [
     "compose",
     "explain",
     "identity",
+    "looked_at_once",
     "prepare_hydra",
     "prepare_overrides",
     "read_cell",
@@ -107,6 +116,13 @@ def check(config: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
     """
     cell = check_tree(resolve(config))
     del cell["grid"]
+    cell["model"], cell["task"] = remembered("behind", cell, _behind_paths)
+    trust(cell["trusted_targets"])
+    return cell
+
+
+def _behind_paths(cell: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The sections model and task of a checked cell, once what they name was found and is sound."""
     model_dir, task_dir = locate_model(cell["model"]), locate_task(cell["task"])
     shaped = uses_shape(cell["model"])
     if model_dir is None and not shaped:
@@ -129,5 +145,4 @@ def check(config: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
         )
     if task_dir is not None:
         look_over(form_of(cell), split_files(task_dir))
-    trust(cell["trusted_targets"])
-    return cell
+    return cell["model"], cell["task"]

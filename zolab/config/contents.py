@@ -7,6 +7,7 @@ data gets new ones.
 from __future__ import annotations
 
 import contextlib
+import copy
 import fnmatch
 import hashlib
 import json
@@ -14,7 +15,7 @@ import os
 import re
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,34 @@ SPLITS = ("train", "dev", "test")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 _memo: dict[str, tuple[int, int, str]] = {}
+_seen: dict[str, Any] | None = None
+
+
+@contextlib.contextmanager
+def looked_at_once() -> Iterator[None]:
+    """Meanwhile files are looked at once for all cells that name the same ones: a sweep's plan."""
+    global _seen
+    outer, _seen = _seen, {} if _seen is None else _seen
+    try:
+        yield
+    finally:
+        _seen = outer
+
+
+def remembered(kind: str, cell: dict[str, Any], look: Callable[[dict[str, Any]], Any]) -> Any:
+    """What `look` says of the files a cell names, from memory inside `looked_at_once`.
+
+    Args:
+        kind: names the question.
+        cell: checked config; only its model, task and run_root may decide the answer.
+        look: asks the files.
+    """
+    if _seen is None:
+        return look(cell)
+    key = kind + json.dumps([cell["model"], cell["task"], cell["run_root"]], sort_keys=True)
+    if key not in _seen:
+        _seen[key] = look(cell)
+    return copy.deepcopy(_seen[key])
 
 
 def locate_model(model: dict[str, Any]) -> Path | None:
@@ -180,6 +209,10 @@ def contents(cell: dict[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: a file or folder is missing or unreadable.
     """
+    return remembered("contents", cell, _contents)
+
+
+def _contents(cell: dict[str, Any]) -> dict[str, Any]:
     cache = Path(cell["run_root"]) / CACHE_NAME
     task_dir = locate_task(cell["task"])
     data = cell["task"]["hub"] if task_dir is None else None

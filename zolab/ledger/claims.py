@@ -26,6 +26,7 @@ from zolab.ledger.files import (
     write_bytes,
     write_json,
 )
+from zolab.process import resident_bytes
 
 LEASE_SECONDS = 180.0
 BEAT_SECONDS = 5.0
@@ -123,6 +124,7 @@ class Claim:
             return False
         self.check()
         own = {"time": time.time(), "pid": os.getpid(), "host": socket.gethostname()}
+        own["rss_bytes"] = resident_bytes()
         self._payload = dict(payload or {})
         body = {"state": "running", **self._payload, **own}
         write_json(self.run_dir / "heartbeat", body, sync=False)

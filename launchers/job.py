@@ -57,8 +57,10 @@ class Cell:
                 return "held by another process"
             except Preempted as stop:
                 print(stop, file=sys.stderr, flush=True)
-                if in_slurm:
+                if in_slurm and os.environ.get("SLURM_PROCID", "0") == "0":
                     requeue_and_wait(os.environ[ledger.JOB_ID_VARIABLE])
+                elif in_slurm:  # the first process of the cell decides about the job
+                    time.sleep(_ASK_AGAIN_SECONDS)
                 raise SystemExit(STOPPED) from None
             except Exception as error:
                 _record_failure(self.run_dir, error)

@@ -90,9 +90,12 @@ def environment(config: Mapping[str, Any]) -> dict[str, str]:
 def parameters(config: Mapping[str, Any]) -> dict[str, Any]:
     """The launcher config in the words of submitit; what is null is left to the cluster."""
     cpus = int(config.get("cpus") or 4)
+    ranks = int(config.get("ranks") or 1)
     asked: dict[str, Any] = {
         "time": int(config.get("time_minutes") or 60),
         "cpus_per_task": cpus,
+        "nodes": int(config.get("nodes") or 1),
+        "ntasks_per_node": ranks,
         "array_parallelism": int(config.get("array_parallelism") or 256),
         "signal_delay_s": int(config.get("signal_seconds") or 120),
         "stderr_to_stdout": True,
@@ -113,7 +116,7 @@ def parameters(config: Mapping[str, Any]) -> dict[str, Any]:
     if gpus is None and not config.get("gres"):
         gpus = 1 if slurm_state.has_gpus(config.get("partition")) else 0
     if gpus:
-        asked["gpus_per_node"] = int(gpus)
+        asked["gpus_per_node"] = int(gpus) * ranks
     return asked
 
 

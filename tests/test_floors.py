@@ -32,6 +32,7 @@ FLOORS = {
     "zolab.prepare": 2,
     "zolab.tally": 2,
     "zolab.train": 2,
+    "zolab.job": 2,
     "zolab.learner": 2,
     "zolab.baselines": 2,
     "zolab.journal": 2,
@@ -39,9 +40,11 @@ FLOORS = {
     "zolab.memory": 2,
     "zolab.progress": 2,
     "zolab.environment": 2,
+    "zolab.parallel": 2,
     "zolab.tracking": 2,
     "zolab.compose": 3,
     "zolab.run": 3,
+    "zolab.begin": 3,
     "zolab.origin": 3,
     "zolab.verbs": 3,
     "zolab.offloading": 2,
@@ -58,7 +61,7 @@ ALLOWED = {
 }
 #: package -> module prefixes that may import it.
 HOMES = {
-    "hydra": ("zolab.compose", "zolab.cli", "zolab.run", "launchers", "hydra_plugins"),
+    "hydra": ("zolab.compose", "zolab.cli", "zolab.begin", "launchers", "hydra_plugins"),
     "omegaconf": ("zolab.compose", "zolab.cli", "launchers", "hydra_plugins"),
     "wandb": ("zolab.tracking.wandb", "analysis.reading.online"),
     "transformers": ("zolab.models", "zolab.integrations"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 import sys
 import time
@@ -11,12 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from zolab import assets, compose
-from zolab.checkpoint import Checkpoints, copy_into, load_tensors, save_tensors
-from zolab.config.contents import contents, file_hash
-from zolab.data import BatchOrder
+from zolab.begin import (
+    build_learner,
+    check_header,
+    go_along,
+    prepare,
+    use_recorded_placement,
+)
+from zolab.checkpoint import copy_into, load_tensors, save_tensors
 from zolab.environment import environment, set_threads, versions
 from zolab.errors import UserError
-from zolab.journal import Journal, header_differences, make_header, read_journal
+from zolab.job import Job
+from zolab.journal import read_journal
 from zolab.journal import replay as replay_rows
 from zolab.learner import Learner, ZerothOrderLearner
 from zolab.ledger import (
@@ -28,23 +33,15 @@ from zolab.ledger import (
     write_json,
     write_status,
 )
-from zolab.memory import PeakMemory
 from zolab.models.load import LoadedModel
-from zolab.objectives import BatchLoss, MaskedScorer
-from zolab.offloading import Work, report, told_in_one_line
-from zolab.optim import NUMERICS, ZeroOrder
-from zolab.optim.placements import Paired
-from zolab.optim.selfcheck import SelfCheckError, settle_placement
-from zolab.origin import load_origin, trainable_share
-from zolab.prepare import Study, study_of, task_of
+from zolab.offloading import Work, told_in_one_line
+from zolab.optim import NUMERICS
+from zolab.origin import load_origin
+from zolab.parallel import Ranks, join_ranks
 from zolab.process import Preempted, describe
-from zolab.progress import Progress
-from zolab.tally import Counters, Metrics
 from zolab.tasks import KINDS
-from zolab.tasks.base import fingerprint
 from zolab.tracking.schema import SCHEMA_VERSION
-from zolab.tracking.wandb import WandbMirror
-from zolab.train import Job, train
+from zolab.train import train
 
 
 def run_dir(path: str | Path) -> dict[str, Any]:
@@ -65,16 +62,20 @@ def run_dir(path: str | Path) -> dict[str, Any]:
     folder = Path(path)
     if (folder / "result.json").exists():
         return read_json(folder / "result.json")
-    claim = acquire(folder)
+    ranks = join_ranks(folder)
     try:
-        if (folder / "result.json").exists():  # finished between the look and the claim
-            return read_json(folder / "result.json")
-        return _attempt(folder, claim)
+        if ranks is not None and not ranks.leads:
+            return go_along(folder, ranks)
+        with acquire(folder) as claim:
+            if (folder / "result.json").exists():  # finished between the look and the claim
+                return read_json(folder / "result.json")
+            return _attempt(folder, claim, ranks)
     finally:
-        claim.release()
+        if ranks is not None:
+            ranks.leave()
 
 
-def _attempt(folder: Path, claim: Claim) -> dict[str, Any]:
+def _attempt(folder: Path, claim: Claim, ranks: Ranks | None = None) -> dict[str, Any]:
     attempt_dir = next_attempt(folder)
     number = int(attempt_dir.name)
     job: Job | None = None
@@ -87,7 +88,7 @@ def _attempt(folder: Path, claim: Claim) -> dict[str, Any]:
         begin = time.time()
         claim.beat({"step": 0, "steps": cell["train"]["steps"]}, force=True)
         with claim.keep_alive():
-            job = _prepare(folder, cell, claim, number)
+            job = prepare(folder, cell, claim, number, ranks)
         with told_in_one_line():
             outcome = train(job)
         result = {
@@ -102,6 +103,7 @@ def _attempt(folder: Path, claim: Claim) -> dict[str, Any]:
             "versions": versions(),
             "data": job.data,
             "model": job.model,
+            **({"ranks": ranks.size, "share": cell["train"]["share"]} if ranks else {}),
         }
         _leave_weights(job, outcome["best"]["step"])
         exit_code = 0
@@ -168,14 +170,14 @@ def rebuild(run: str | Path, step: int) -> LoadedModel:
     rows = read_journal(folder)
     work = Work(cell, folder, f"replay-{os.getpid()}")  # a live run has files of its own
     loaded = load_origin(folder, cell, work)
-    learner = _build_learner(cell, loaded, work)
+    learner = build_learner(cell, loaded, work)
     if not isinstance(learner, ZerothOrderLearner):
         return _rebuild_saved(folder, cell, loaded, learner, step)
     if step > len(rows):
         raise UserError(f"--step {step}: the journal of {folder.name} ends at step {len(rows)}")
     optimizer = learner.optimizer
-    _use_recorded_placement(optimizer, header)
-    _check_header(folder, header, optimizer, cell)
+    use_recorded_placement(optimizer, header)
+    check_header(folder, header, optimizer, cell)
     replay_rows(optimizer, rows[:step])
     optimizer.placement.unbind()
     work.clear()  # what is mapped from there stays for as long as the model does
@@ -200,189 +202,12 @@ def _rebuild_saved(
     return loaded
 
 
-# --- building ----------------------------------------------------------------------------------
-
-
-def _prepare(folder: Path, cell: dict[str, Any], claim: Claim, number: int) -> Job:
-    """Build everything, check it, and bring it to where earlier attempts got."""
-    settings = cell["train"]
-    task = task_of(cell)
-    examples = task.load()
-    work = Work(cell, folder, str(number))
-    work.clear(all_attempts=True)
-    loaded = load_origin(folder, cell, work)
-    share, trained = trainable_share(loaded), loaded.trained  # some learners freeze in turns
-    learner = _build_learner(cell, loaded, work)
-    study = study_of(cell, task, examples, loaded, learner.prompts)
-    memory = PeakMemory(loaded.model, study.scorer.device)
-    total = settings["steps"]
-    progress_label = folder.name[:8]
-    metrics = Metrics(folder)
-    counters, records = Counters(), []
-    journal = None
-    checkpoints = Checkpoints(folder, trained)
-    if isinstance(learner, ZerothOrderLearner):
-        records = read_journal(folder)
-        _settle(folder, cell, learner.optimizer, study)
-        _resume_journaled(learner, loaded, checkpoints, records)
-        journal = Journal(folder / "attempts" / str(number))
-    else:
-        _settle_header(folder, cell, None)
-        counters = _resume_saved(learner, loaded, checkpoints)
-    progress = Progress(total if learner.trains else 0, learner.num_steps, progress_label)
-    progress.say(
-        f"tuning {share['tuning']}: {share['num_trained']:,} of {share['num_parameters']:,} "
-        f"weights train ({100 * share['trained_share']:.3g} %)"
-    )
-    for line in report(learner):
-        progress.say(line)
-    _tell_truncated(progress, study)
-    if learner.num_steps:
-        progress.say(f"continuing after step {learner.num_steps} (attempt {number})")
-    if cell["tracking"]["wandb"]:
-        known = [metrics.rows[step] for step in sorted(metrics.rows)]
-        metrics.mirror = WandbMirror(folder, cell, folder.name, known)
-    return Job(
-        run_dir=folder,
-        seed=cell["seed"],
-        settings=settings,
-        learner=learner,
-        study=study,
-        claim=claim,
-        metrics=metrics,
-        journal=journal,
-        checkpoints=checkpoints,
-        progress=progress,
-        memory=memory,
-        attempt=number,
-        records=records,
-        counters=counters,
-        data={f"num_{k}": len(v) for k, v in examples.items()}
-        | {"fingerprint": fingerprint(examples)},
-        model=share | {"revision": cell["model"]["revision"]},
-    )
-
-
-def _build_learner(cell: dict[str, Any], loaded: LoadedModel, work: Work) -> Learner:
-    """The optimizer: parts for a `ZeroOrder`, the whole model for everything else."""
-    from hydra.utils import get_class
-
-    node, model = cell["optimizer"], loaded.model
-    cls = get_class(node["_target_"])
-    if not issubclass(cls, ZeroOrder):
-        given = {"model": model, "seed": cell["seed"]}
-        taken = inspect.signature(cls).parameters
-        return compose.build(node, **{key: given[key] for key in given if key in taken})
-    parts = {"mask": compose.build(cell["sparsity"])}
-    if loaded.tuning.frozen_base and node.get("placement", {}).get("_target_") == "auto":
-        parts["placement"] = Paired()  # both signs pass the frozen weights in one batch
-    elif work.folder is not None:
-        parts["placement"] = work.prepare(compose.build(node["placement"]))
-    optimizer = compose.build(
-        node, model.named_parameters(), seed=cell["seed"], model=model, **parts
-    )
-    return ZerothOrderLearner(optimizer)
-
-
-def _settle(folder: Path, cell: dict[str, Any], optimizer: ZeroOrder, study: Study) -> None:
-    """Placement self-check on the first batch, then the header is written or compared."""
-    header = read_json(folder / "header.json")
-    if header:
-        _use_recorded_placement(optimizer, header)
-        _check_header(folder, header, optimizer, cell)
-        return
-    settings, examples = cell["train"], study.splits["train"]
-    lengths = [e.length for e in examples]
-    first = BatchOrder(lengths, settings["batch_size"], cell["seed"]).batch(1)
-    size = settings["micro_batch_size"] or len(first)
-    batch = study.scorer.batch([examples[i] for i in first[:size]])
-    try:
-        # By likelihood: accuracy and F1 hide a loss that is not a number, or off by a little.
-        settle_placement(optimizer, BatchLoss(study.scorer, [batch], study.likelihood))
-    except SelfCheckError as error:
-        raise UserError(f"optimizer/placement: {error}") from error
-    _settle_header(folder, cell, optimizer)
-
-
-def _settle_header(folder: Path, cell: dict[str, Any], optimizer: ZeroOrder | None) -> None:
-    """Write the header in the first attempt, compare with it in later ones."""
-    header = read_json(folder / "header.json")
-    if header:
-        _check_header(folder, header, optimizer, cell)
-    else:
-        write_json(folder / "header.json", _header(folder, optimizer, cell))
-
-
-def _header(folder: Path, optimizer: ZeroOrder | None, cell: dict[str, Any]) -> dict[str, Any]:
-    init = folder / "init.safetensors"
-    return make_header(cell, contents(cell), file_hash(init) if init.exists() else None, optimizer)
-
-
-def _use_recorded_placement(optimizer: ZeroOrder, header: dict[str, Any]) -> None:
-    """A self-check may have fallen back in the first attempt: later ones do the same."""
-    if header["placement"] != optimizer.placement.name:
-        from zolab.optim import placements
-
-        kinds = (placements.InPlace, placements.Paired, placements.PerLayer)
-        optimizer.use_placement(next(k for k in kinds if k.name == header["placement"])())
-
-
-def _check_header(
-    folder: Path, header: dict[str, Any], optimizer: ZeroOrder | None, cell: dict[str, Any]
-) -> None:
-    """Refuse to go on from a base, data, a table or numerics other than the first attempt's."""
-    odd = header_differences(header, _header(folder, optimizer, cell))
-    if odd:
-        raise UserError(
-            f"{folder.name} began with other {', '.join(odd)} (header.json): it can only be "
-            "continued or replayed with those"
-        )
-
-
-# --- resuming ----------------------------------------------------------------------------------
-
-
-def _resume_journaled(
-    learner: ZerothOrderLearner, loaded: LoadedModel, checkpoints: Checkpoints, records: list
-) -> None:
-    """The newest checkpoint that the journal reaches, then the journal's rows after it."""
-    found = checkpoints.newest(at_most=len(records))
-    if found is not None:
-        weights, state, extra = found
-        checkpoints.restore(loaded.model, weights, learner)
-        learner.load_tensors(state, extra["step"])
-    replay_rows(learner.optimizer, records)
-
-
-def _resume_saved(learner: Learner, loaded: LoadedModel, checkpoints: Checkpoints) -> Counters:
-    """The newest checkpoint; the steps after it are taken again, with the same numbers."""
-    found = checkpoints.newest(at_most=None)
-    if found is None:
-        return Counters()
-    weights, state, extra = found
-    checkpoints.restore(loaded.model, weights, learner)
-    learner.load_tensors(state, extra["step"])
-    return Counters(**extra["counters"])
-
-
 def _leave_weights(job: Job, best_step: int) -> None:
     """Weights that no journal can rebuild stay, at the best dev point."""
     if job.learner.trains and not job.learner.journaled:
         weights = job.checkpoints.load_best(best_step)
         if weights is not None:
             save_tensors(job.run_dir / "best.safetensors", weights, {"step": best_step})
-
-
-# --- records -----------------------------------------------------------------------------------
-
-
-def _tell_truncated(progress: Progress, study: Study) -> None:
-    splits = study.splits
-    cut = {name: sum(e.truncated for e in rows) for name, rows in splits.items()}
-    if any(cut.values()):
-        side = "" if isinstance(study.scorer, MaskedScorer) else " from the left"
-        counts = ", ".join(f"{n} of {len(splits[name])} {name}" for name, n in cut.items() if n)
-        progress.say(f"warning: prompts longer than {study.limit} tokens cut{side}: {counts}")
 
 
 def _write_error(folder: Path, attempt_dir: Path, number: int, error: BaseException) -> None:

@@ -40,12 +40,17 @@ class Counters:
 
 
 class Metrics:
-    """metrics.jsonl and its mirror; a row that is already there is not written again."""
+    """metrics.jsonl and its mirror; a row that is already there is not written again.
 
-    def __init__(self, run_dir: Path) -> None:
-        self._lines = JsonLines(run_dir / "metrics.jsonl")
+    Args:
+        run_dir: run directory; None for a process that writes nothing.
+    """
+
+    def __init__(self, run_dir: Path | None) -> None:
+        file = run_dir and run_dir / "metrics.jsonl"
+        self._lines = file and JsonLines(file)
         self.rows: dict[int, dict[str, Any]] = {
-            row["step"]: row for row in read_rows(run_dir / "metrics.jsonl")
+            row["step"]: row for row in (read_rows(file) if file else ())
         }
         self.mirror: WandbMirror | None = None
 
@@ -57,6 +62,7 @@ class Metrics:
             self.mirror.log(row)
 
     def close(self, exit_code: int) -> None:
-        self._lines.close()
+        if self._lines is not None:
+            self._lines.close()
         if self.mirror is not None:
             self.mirror.close(exit_code)

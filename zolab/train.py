@@ -5,71 +5,21 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any
 
-from zolab.checkpoint import Checkpoints, weights_hash
+from zolab.checkpoint import weights_hash
 from zolab.data import BatchOrder
 from zolab.errors import UserError
 from zolab.evaluate import evaluate
-from zolab.journal import Journal, JournalRow
-from zolab.learner import Learner, Reader
-from zolab.ledger import Claim
-from zolab.memory import EVALUATION, STEPS, PeakMemory
-from zolab.objectives import PAD_UNIT, BatchLoss, Encoded, Scorer
-from zolab.prepare import Study
+from zolab.job import Job
+from zolab.journal import JournalRow
+from zolab.learner import Reader
+from zolab.memory import EVALUATION, STEPS
+from zolab.objectives import PAD_UNIT, BatchLoss, Scorer
+from zolab.parallel import SharedLoss, agree, share_of
 from zolab.process import Preempted, stop_asked
-from zolab.progress import Progress
-from zolab.tally import Counters, Metrics
-
-
-@dataclass
-class Job:
-    """Everything a run needs, built and resumed; see `zolab.run`.
-
-    Attributes:
-        study: examples in tokens, scorer and objective.
-        settings: the `train` section of the config.
-        records: journal rows of the steps already taken.
-        attempt: number of this attempt, from 1.
-        data: sizes and fingerprint of the splits, for the record.
-        model: how much of the model trains, and its commit, for the record.
-    """
-
-    run_dir: Path
-    seed: int
-    settings: dict[str, Any]
-    learner: Learner
-    study: Study
-    claim: Claim
-    metrics: Metrics
-    journal: Journal | None
-    checkpoints: Checkpoints
-    progress: Progress
-    memory: PeakMemory
-    attempt: int
-    data: dict[str, Any] = field(default_factory=dict)
-    model: dict[str, Any] = field(default_factory=dict)
-    records: list[JournalRow] = field(default_factory=list)
-    counters: Counters = field(default_factory=Counters)
-
-    @property
-    def scorer(self) -> Scorer:
-        """The model as a scorer of candidates."""
-        return self.study.scorer
-
-    @property
-    def splits(self) -> dict[str, list[Encoded]]:
-        """Encoded examples of train, dev and test."""
-        return self.study.splits
-
-    def close(self, exit_code: int) -> None:
-        """Close every file of the attempt; the mirror is told how it ended."""
-        self.progress.close()
-        if self.journal is not None:
-            self.journal.close()
-        self.metrics.close(exit_code)
+from zolab.tally import Counters
 
 
 def train(job: Job) -> dict[str, Any]:
@@ -88,7 +38,7 @@ def train(job: Job) -> dict[str, Any]:
     loop.stop_if_asked()
     while loop.step < loop.total:
         loop.take_step()
-    return loop.finish()
+    return loop.finish() if job.leads else {}
 
 
 class _Loop:
@@ -142,13 +92,14 @@ class _Loop:
         step = self.step + 1
         begin = time.perf_counter()
         self._set_lr(step)
-        closure = self._closure(self.order.batch(step))
+        indices = self.order.batch(step)
+        closure = self._closure(indices)
         learner.step(closure)
         record = learner.last
         if job.journal is not None:
             job.claim.glance()
             job.journal.append(record)
-        job.counters.add(record.num_forwards, closure.num_examples, record.coefficients)
+        job.counters.add(record.num_forwards, len(indices), record.coefficients)
         seconds = time.perf_counter() - begin
         self.train_seconds += seconds
         self._since["steps"] += 1
@@ -161,6 +112,7 @@ class _Loop:
                 f"train.max_nonfinite = {job.settings['max_nonfinite']}: that many losses in a row "
                 f"were not finite, the last at step {step}; try a lower optimizer.lr"
             )
+        self._agree_if_due()
         self._row_if_due(JournalRow.of(record))
         self.stop_if_asked()
         self._checkpoint_if_due()
@@ -194,7 +146,7 @@ class _Loop:
         step, settings = self.step, self.job.settings
         last = step == self.total
         evaluated = step % settings["eval_every"] == 0 or last
-        if not (evaluated or step % settings["log_every"] == 0):
+        if not (evaluated or step % settings["log_every"] == 0) or not self.job.leads:
             return
         known = self.job.metrics.rows.get(step)
         if last:
@@ -256,6 +208,9 @@ class _Loop:
         if since["steps"]:
             out["perf/step_seconds"] = since["seconds"] / since["steps"]
             out["perf/forward_seconds"] = since["forward"] / since["steps"]
+            if self.job.ranks is not None:
+                out["perf/payload_bytes"] = self.job.ranks.payload_bytes / since["steps"]
+                self.job.ranks.payload_bytes = 0
         self._since = {"steps": 0, "seconds": 0.0, "forward": 0.0}
         return out
 
@@ -306,10 +261,15 @@ class _Loop:
 
     def _closure(self, indices: Sequence[int]) -> BatchLoss:
         job = self.job
-        examples = [job.splits["train"][i] for i in indices]
+        shared = job.ranks is not None and job.settings["share"] == "data"
+        examples = [
+            job.splits["train"][i] for i in (share_of(indices, job.ranks) if shared else indices)
+        ]
         size = job.settings["micro_batch_size"] or len(examples)
         parts = [examples[i : i + size] for i in range(0, len(examples), size)]
         batches = [job.scorer.batch(part) for part in parts]
+        if shared:
+            return SharedLoss(job.scorer, batches, job.study.objective, ranks=job.ranks)
         return BatchLoss(job.scorer, batches, job.study.objective)
 
     def _whole(self) -> Iterator[BatchLoss]:
@@ -335,12 +295,14 @@ class _Loop:
         loss.
         """
         self._beat()
-        if self.job.learner.journaled:
+        if self.job.learner.journaled and self.job.ranks is None:
             self.stop_if_asked()
 
     def _beat(self, loss: float | None = None) -> None:
         """Renew the lease and tell how far we are; without a loss, with the last one."""
         step, progress = self.step, self.job.progress
+        if not self.job.leads:
+            return
         self._last_loss = loss if loss is not None else self._last_loss
         self.job.claim.beat(
             {
@@ -357,18 +319,30 @@ class _Loop:
 
     def _checkpoint_if_due(self) -> None:
         minutes = self.job.settings["checkpoint_minutes"]
-        if time.monotonic() - self._saved < 60 * minutes or self.step >= self.total:
+        early = time.monotonic() - self._saved < 60 * minutes
+        if early or self.step >= self.total or not self.job.leads:
             return
         self._checkpoint()
 
     def stop_if_asked(self) -> None:
         """Save and leave, at the boundary between two steps and nowhere else."""
-        reason = stop_asked()
-        if reason is None or self.step >= self.total:
+        if self.step >= self.total:
             return  # what is left after the last step is little, and its row holds the result
-        if self.step != self._saved_step:
+        reason = stop_asked()
+        if self.job.ranks is not None and self.job.ranks.any(reason is not None):
+            reason = reason or "a signal to another process"
+        if reason is None:
+            return
+        if self.step != self._saved_step and self.job.leads:
             self._checkpoint()
         raise Preempted(f"stopped by {reason} after step {self.step} of {self.total}")
+
+    def _agree_if_due(self) -> None:
+        """Compare the weights of the processes; flushing them changes no trajectory."""
+        ranks, every = self.job.ranks, self.job.settings["agree_every"]
+        if ranks is not None and (self.step % every == 0 or self.step == self.total):
+            self.job.learner.flush()
+            agree(weights_hash(self.job.scorer.model), ranks, self.step)
 
     def _checkpoint(self) -> None:
         self.job.learner.flush()

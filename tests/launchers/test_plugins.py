@@ -22,9 +22,11 @@ APP = """
     from zolab import compose
 
     # cells of this test have a schema of their own
-    compose.check = lambda config: {
-        key: value for key, value in OmegaConf.to_container(config).items() if key != "hydra"
-    }
+    def check(config):
+        tree = OmegaConf.to_container(OmegaConf.create(config))
+        return {key: value for key, value in tree.items() if key != "hydra"}
+
+    compose.check = check
     compose.run_id, compose.write_cell = cell_name, write_cell
     sweep.launch.__kwdefaults__["function"] = FUNCTION
 

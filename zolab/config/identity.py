@@ -18,7 +18,7 @@ _SECTIONS = ("model", "task", "optimizer", "sparsity", "train", "seed")
 _NOT_COUNTED = {
     "model": ("device", "device_map", "path"),
     "task": ("path", "hub"),
-    "train": ("log_every", "checkpoint_minutes", "eval_batch_size"),
+    "train": ("log_every", "checkpoint_minutes", "eval_batch_size", "share", "agree_every"),
 }
 
 

@@ -98,6 +98,15 @@ class Train:
     eval_every: int = option(100, min=1, help="steps between dev evaluations")
     log_every: int = option(10, min=1, help="steps between rows of metrics")
     checkpoint_minutes: float = option(10.0, min=0, help="minutes between checkpoints")
+    share: str = option(
+        "data",
+        choices=("data", "probe", "sign"),
+        help="what the processes of a cell share out: examples, probes or the signs of a probe",
+        since="0.2.0",
+    )
+    agree_every: int = option(
+        100, min=1, help="steps between comparisons of the processes' weights", since="0.2.0"
+    )
     lr_schedule: str = option(
         "constant", choices=("constant", "linear"), help="constant, or linear down to 0"
     )

@@ -154,6 +154,10 @@ class BatchLoss:
 
     def __call__(self, copies: int = 1) -> list[float]:
         """Mean loss for each copy of the batch, without a graph."""
+        return (self.sums(copies) / self.weight).tolist()
+
+    def sums(self, copies: int = 1) -> Tensor:
+        """Sum of the terms of each copy, (copies,) in float64, without a graph."""
         begin = time.perf_counter()
         total = torch.zeros(copies, dtype=torch.float64)
         with torch.inference_mode():
@@ -161,7 +165,7 @@ class BatchLoss:
                 self._rows = (copies * len(batch.select),)
                 total += self.objective.terms(self.scorer, batch, copies).double().sum(1).cpu()
         self.seconds += time.perf_counter() - begin
-        return (total / self.weight).tolist()
+        return total
 
     def tensors(self, copies: int = 1) -> list[Tensor]:
         """The same as float64 tensors that keep their tangents, for forward-mode derivatives."""

@@ -56,6 +56,7 @@ COLUMNS: dict[str, Column] = {
     "gpu_seconds": Column("s", "training time times the number of GPUs used", True),
     "perf/step_seconds": Column("s", "mean time of a step since the last row", True),
     "perf/forward_seconds": Column("s", "mean time of a step's forwards since the last row", True),
+    "perf/payload_bytes": Column("bytes", "what a process of several sends in a step", True),
     "dev/demonstrations": Column("", "answered examples before a dev question (ICL), mean"),
     "test/demonstrations": Column("", "answered examples before a test question (ICL), mean"),
     "perf/peak_bytes": Column(

@@ -8,6 +8,7 @@ be written after the submission for them to start.
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -103,9 +104,10 @@ def wait_for_orphans(entries: Iterable[Entry]) -> bool:
 
 
 def _is_held(jobs: Path) -> bool:
-    """Whether a launcher that lives has the right to submit."""
+    """Whether another launcher that lives has the right to submit."""
     holder = ledger.find_holder(jobs, LOCK_SECONDS)
-    return holder is not None and not holder.stale
+    ours = holder is not None and holder.pid == os.getpid() and holder.alive is True
+    return holder is not None and not holder.stale and not ours
 
 
 def _seconds_old(entry: Entry) -> float:

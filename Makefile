@@ -15,7 +15,7 @@ export WANDB_DATA_DIR := $(HERE)/.cache/wandb
 export MPLCONFIGDIR := $(HERE)/.cache/matplotlib
 export OMP_WAIT_POLICY := passive
 
-.PHONY: demo test lint format bench clean
+.PHONY: demo test lint format bench chaos clean
 
 demo: $(VENV)/.ready
 	$(BIN)/zolab experiment=demo sweep.retry=failed
@@ -33,6 +33,10 @@ lint: $(VENV)/.ready
 format: $(VENV)/.ready
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# Everything that happens to jobs, to one sweep at once, on a private SLURM (see docs/slurm.md).
+chaos: $(VENV)/.ready
+	$(BIN)/python -m tests.slurm.chaos
 
 bench: $(VENV)/.ready
 	$(BIN)/python benchmarks/peak_memory.py

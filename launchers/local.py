@@ -111,6 +111,13 @@ class Slots:
         free = (slot for slot in range(self.parallel) if slot not in self.active)
         for slot in list(free)[: len(self.todo)]:
             entry = self.todo.popleft()
+            entry.state = ledger.state_of(entry.run_dir) if entry.run_dir.is_dir() else "lost"
+            if entry.state == "running":  # of another sweep that shares it
+                self.watch.add(entry)
+                continue
+            if entry.state == "done":
+                self.board.ended(entry)
+                continue
             entry.tries += 1
             executor = ProcessExecutor(entry.run_dir.parent / JOBS)
             executor.job_name = f"{entry.run_id}-{uuid.uuid4().hex[:6]}"

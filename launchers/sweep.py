@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import signal
 import sys
@@ -88,6 +89,7 @@ def launch(
     found = make_plan(cells, options, labels=labels, store=store)
     if kind == "slurm" and wait_for_orphans(found.entries):
         found = make_plan(cells, options, labels=labels, store=store)
+    _group(found.entries)
     board = Board(found.entries, out or sys.stdout)
     board.note(found.summary())
     if options["dry_run"]:
@@ -106,6 +108,18 @@ def launch(
         interrupted = True
     board.close()
     return _conclude(found, wait, interrupted, board)
+
+
+def _group(entries: Sequence[Entry]) -> None:
+    """Let the curves of a sweep stand together in wandb, unless the config names a group."""
+    if len(entries) < 2:
+        return
+    names = "".join(sorted(entry.run_id for entry in entries))
+    group = "sweep-" + hashlib.sha256(names.encode()).hexdigest()[:8]
+    for entry in entries:
+        tracking = entry.cell.get("tracking")
+        if isinstance(tracking, dict) and tracking["group"] is None:
+            entry.cell = {**entry.cell, "tracking": {**tracking, "group": group}}
 
 
 def _submit(

@@ -12,6 +12,8 @@ from pathlib import Path
 from zolab import ledger, process
 
 STEP_SECONDS = 0.1
+#: When this process began, as far as it can tell.
+_STARTED = time.time() - time.process_time()
 
 
 def _steps(folder: Path, claim: ledger.Claim, total: int) -> None:
@@ -76,6 +78,9 @@ def run(run_dir: str) -> None:
             "began": begin,
             "ended": time.time(),
             "torch": "torch" in sys.modules,
+            "gpus": os.environ.get("CUDA_VISIBLE_DEVICES"),
+            "node": os.environ.get("SLURMD_NODENAME"),
+            "started": _STARTED,
         }
         ledger.write_json(folder / "result.json", body)
         ledger.write_status(folder, "done")

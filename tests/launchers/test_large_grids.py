@@ -52,12 +52,16 @@ def test_a_thousand_cells_are_planned_and_queued_in_seconds(
     folders = list((tmp_path / "runs").glob("[0-9a-f]*"))
     assert len(folders) == 1000
     assert {len(os.listdir(folder)) for folder in folders} == {2}
-    names = set()
+    names, groups = set(), set()
     for folder in folders[::100]:
         assert ledger.read_status(folder)["state"] == "submitted"
-        assert compose.run_id(compose.read_cell(folder)) == folder.name
+        cell = compose.read_cell(folder)
+        assert compose.run_id(cell) == folder.name
+        groups.add(cell["tracking"]["group"])
         names.add(Jobs().of(Entry(folder.name, folder, {}, "")))
     assert all(name.startswith("7_") for name in names)
+    assert len(groups) == 1, "wandb shows the curves of a sweep together"
+    assert groups.pop().startswith("sweep-")
     again = sweep(tmp_path, "launcher=slurm")
     assert "1000 cells: 1000 submitted, 0 to run" in capsys.readouterr().out
     assert again <= 15.0

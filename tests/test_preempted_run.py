@@ -69,11 +69,11 @@ def test_asked_after_the_last_step_it_finishes(
 def test_the_heart_beats_while_a_model_loads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from zolab import run
+    from zolab import begin
 
     folder = prepare(tmp_path, "train.steps=1")
     beaten = threading.Event()
-    real_load, real_beat = run.load_model, ledger.Claim.beat
+    real_load, real_beat = begin.load_origin, ledger.Claim.beat
 
     def beat(self: ledger.Claim, *arguments: object, **options: object) -> bool:
         if threading.current_thread().name == "heartbeat":
@@ -86,7 +86,7 @@ def test_the_heart_beats_while_a_model_loads(
 
     monkeypatch.setenv(ledger.BEAT_VARIABLE, "0.05")
     monkeypatch.setattr(ledger.Claim, "beat", beat)
-    monkeypatch.setattr(run, "load_model", slow)
+    monkeypatch.setattr(begin, "load_origin", slow)
     run_dir(folder)
     assert ledger.read_heartbeat(folder)["steps"] == 1
 

@@ -68,6 +68,16 @@ def resident_bytes() -> int | None:
         return None
 
 
+def age_seconds() -> float | None:
+    """How long ago this process was started; None where the system does not say."""
+    try:
+        with open("/proc/self/stat") as file, open("/proc/uptime") as up:
+            ticks = int(file.read().rpartition(")")[2].split()[19])
+            return float(up.read().split()[0]) - ticks / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError):
+        return None
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out: Python's, CUDA's, or an allocation of torch."""
     words = ("can't allocate memory", "cannot allocate memory", "out of memory")

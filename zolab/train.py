@@ -18,7 +18,7 @@ from zolab.learner import Reader
 from zolab.memory import EVALUATION, STEPS
 from zolab.objectives import PAD_UNIT, BatchLoss, Scorer
 from zolab.parallel import SharedLoss, agree, share_of
-from zolab.process import Preempted, stop_asked
+from zolab.process import Preempted, age_seconds, stop_asked
 from zolab.tally import Counters
 
 
@@ -57,6 +57,7 @@ class _Loop:
         self._saved, self._saved_step = time.monotonic(), self.step
         self._last_loss: float | None = None
         self._shown = False
+        self._startup: float | None = None
         self._evaluated: dict[str, float] = {}
         self.best: tuple[float, int] | None = None
         for row in sorted(rows, key=lambda row: row["step"]):
@@ -112,6 +113,7 @@ class _Loop:
                 f"train.max_nonfinite = {job.settings['max_nonfinite']}: that many losses in a row "
                 f"were not finite, the last at step {step}; try a lower optimizer.lr"
             )
+        self._startup = self._startup or age_seconds()
         self._agree_if_due()
         self._row_if_due(JournalRow.of(record))
         self.stop_if_asked()
@@ -129,6 +131,7 @@ class _Loop:
             "steps": self.total,
             "forwards_total": job.counters.forwards,
             "train_seconds": self.train_seconds,
+            "first_step_seconds": self._startup,
             **self._memory(),
             "nonfinite_total": job.counters.nonfinite,
             "best": {

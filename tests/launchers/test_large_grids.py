@@ -68,6 +68,22 @@ def test_a_thousand_cells_are_planned_and_queued_in_seconds(
     assert len(no_cluster) == 3
 
 
+def test_a_report_is_queued_behind_the_arrays(
+    tmp_path: Path, no_cluster: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, list[str]]] = []
+    monkeypatch.setattr(
+        slurm_state, "sbatch", lambda text, options=(): asked.append((text, options)) or "7"
+    )
+    run_root = f"run_root={tmp_path / 'runs'}"
+    told = ["-m", "seed=0,1", "launcher=slurm", "launcher.report=true", run_root]
+    assert cli.main(told) == 0
+    assert [options for _, options in asked] == [(), ["--dependency=afterany:7"]]
+    script = asked[1][0]
+    assert f"-m zolab report {tmp_path / 'runs'} --out {tmp_path / 'runs' / 'report'}" in script
+    assert "gpus" not in script
+
+
 def test_a_wrong_value_deep_in_a_large_grid_is_refused_by_name(
     tmp_path: Path, no_cluster: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

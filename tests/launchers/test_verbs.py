@@ -7,11 +7,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from launchers import slurm_state, status, verbs
-from zolab import cli, ledger
+from zolab import cli, compose, ledger
 from zolab.errors import UserError
 
 NAMES = [f"{i:x}" * 16 for i in range(10)]
@@ -125,6 +126,30 @@ def test_cancel_marks_first_and_then_tells_slurm(runs: Path, capsys, monkeypatch
     assert capsys.readouterr().out == "cancelled 2 of 8 cells\n"
     ledger.write_status(folder, "preempted")  # as its process says when it has saved
     assert ledger.read_status(folder)["state"] == "cancelled"
+
+
+def test_retry_takes_the_stored_settings(tmp_path: Path, monkeypatch, capsys) -> None:
+    given = []
+
+    def launch(cells, launcher, sweep, labels):
+        given.append(([cell["seed"] for cell in cells], launcher["kind"], sweep["retry"], labels))
+        return SimpleNamespace(exit_code=0)
+
+    monkeypatch.setattr("launchers.sweep.launch", launch)
+    monkeypatch.setattr(slurm_state, "is_available", lambda: False)
+    for seed, state in enumerate(("failed", "cancelled", "failed", "planned")):
+        cell = compose.check(compose.compose([f"seed={seed}", f"run_root={tmp_path}"]))
+        ledger.write_status(compose.write_cell(cell), state)
+    assert cli.main(["retry", "--runs", str(tmp_path)]) == 0
+    seeds, kind, retry, labels = given.pop()
+    assert (sorted(seeds), kind, retry) == ([0, 2], "local", "all")
+    assert labels[0].startswith("mezo, opt-prompt-2m on uci_sent, seed ")
+    assert cli.main(["retry", "--state", "cancelled", "--runs", str(tmp_path)]) == 0
+    assert given.pop()[0] == [1]
+    for folder in tmp_path.glob("[0-9a-f]*"):
+        ledger.write_json(folder / "result.json", {})
+    assert cli.main(["retry", "--runs", str(tmp_path)]) == 0
+    assert (given, capsys.readouterr().out[:16]) == ([], "nothing to run a")
 
 
 def test_names_may_be_cut_short_but_not_ambiguous(runs: Path, capsys) -> None:

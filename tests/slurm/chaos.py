@@ -125,22 +125,26 @@ class Chaos:
         asked = ["squeue", "-h", "-o", "%N", "-j", self.job(folder)]
         return subprocess.run(asked, capture_output=True, text=True).stdout.strip()
 
+    def hit_with(self, *command: str) -> Path:
+        """Do it to the job of a victim; to another one if that job is over or on its way out."""
+        while True:
+            folder = self.victim()
+            if not subprocess.run([*command, self.job(folder)], capture_output=True).returncode:
+                return folder
+
     def preempt(self) -> None:
         folder = self.victim()
-        node = self.node(folder)
+        while not (node := self.node(folder)):
+            folder = self.victim()
         wrap = ["-p", "main", "-w", node, "--exclusive", "-t1", "-o/dev/null", "--wrap", "sleep 1"]
         subprocess.run(["sbatch", *wrap], capture_output=True, check=True)
         self.say(f"preempted by a job of higher priority on {node}: {folder.name}")
 
     def tell(self) -> None:
-        folder = self.victim()
-        subprocess.run(["scancel", "--signal=USR2", self.job(folder)], check=True)
-        self.say(f"SIGUSR2: {folder.name}")
+        self.say(f"SIGUSR2: {self.hit_with('scancel', '--signal=USR2').name}")
 
     def cancel(self) -> None:
-        folder = self.victim()
-        subprocess.run(["scancel", self.job(folder)], check=True)
-        self.say(f"scancel: {folder.name}")
+        self.say(f"scancel: {self.hit_with('scancel').name}")
 
     def starve(self) -> None:
         """SIGKILL from nowhere, as the kernel does it when memory runs out."""
@@ -151,7 +155,8 @@ class Chaos:
     def kill_node(self) -> None:
         """As in a power failure: the daemon, its helpers and the cells of a node die at once."""
         folder = self.victim()
-        node = self.node(folder)
+        while not (node := self.node(folder)):
+            folder = self.victim()
         home = Path(os.environ["ZOLAB_SLURM_HOME"])
         daemon = int((home / "run" / f"slurmd-{node}.pid").read_text())
         pids = [daemon, *_processes_of(node)]

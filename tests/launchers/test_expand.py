@@ -193,9 +193,9 @@ def test_strings_in_blocks_are_taken_as_they_are():
 
 
 def test_cells_are_composed_once_per_combination_of_groups(cells):
-    start = time.perf_counter()
+    start = time.process_time()
     found, labels, compositions = cells("optimizer=mezo,adamw", "seed=range(0,100)")
-    assert time.perf_counter() - start < 2.0
+    assert time.process_time() - start < 2.0
     assert (len(found), compositions) == (200, 2)
     assert [(c["optimizer"]["name"], c["seed"]) for c in found[98:102]] == [
         ("mezo", 98), ("mezo", 99), ("adamw", 0), ("adamw", 1),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import string
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -22,13 +23,24 @@ def loss_of(
     ids, mask = tokens(trace, step)
 
     def closure(copies: int = 1) -> list[Tensor]:
-        if copies != 1:
-            raise ValueError("the recorded programs evaluate one sign at a time")
         if trace.objective == "f1":
+            if copies != 1:
+                raise ValueError("generated text is scored one sign at a time")
             return [_f1_loss(trace, model, ids, trace.golds[step], decoded)]
-        return [_LOSSES[trace.kind](trace, model, ids, mask, step)]
+        logits = _logits(model, ids.repeat(copies, 1), mask.repeat(copies, 1)).chunk(copies)
+        return [_LOSSES[trace.kind](trace, Given(part), ids, mask, step) for part in logits]
 
     return closure
+
+
+@dataclass(frozen=True)
+class Given:
+    """Stands for a model whose logits are known."""
+
+    logits: Tensor
+
+    def __call__(self, **inputs: object) -> Given:
+        return self
 
 
 def tokens(trace: Trace, step: int) -> tuple[Tensor, Tensor]:

@@ -27,6 +27,7 @@ from zolab.optim import (
 from zolab.optim.engine import Engine, Update
 from zolab.optim.estimators import Estimate, Estimator, Point
 from zolab.optim.parameters import ParamInfo
+from zolab.optim.placements import Placement
 from zolab.optim.reference import ReferenceSgd
 from zolab.optim.rules import Rule
 from zolab.optim.rules.sign import scalar_sign
@@ -121,9 +122,19 @@ class Signed(Rule):
 
 
 def make_optimizer(
-    trace: Trace, model: nn.Module, named: dict[str, nn.Parameter]
+    trace: Trace,
+    model: nn.Module,
+    named: dict[str, nn.Parameter],
+    placement: Placement | None = None,
 ) -> tuple[ZeroOrder, Seeds]:
-    """The optimizer that repeats the trace, and where its seeds come from."""
+    """The optimizer that repeats the trace, and where its seeds come from.
+
+    Args:
+        trace: of any program.
+        model: rebuilt at its start.
+        named: its parameters.
+        placement: another one than the program's in-place walk.
+    """
     hyper = trace.hyper
     seeds = Seeds(hyper["np_seed"], trace.program == "zobench")
     groups = _groups(trace, named)
@@ -133,7 +144,8 @@ def make_optimizer(
         return ForwardGrad(
             groups, direction=Reference(trace.order), rule=_rule(trace), model=model, **common
         ), seeds
-    common |= {"eps": hyper["zo_eps"], "estimator": _estimator(trace), "placement": Watched()}
+    common |= {"eps": hyper["zo_eps"], "estimator": _estimator(trace)}
+    common |= {"placement": placement or Watched(), "model": model if placement else None}
     if hyper.get("module_wise_perturbation"):
         optimizer = BlockWise(
             groups, coordinate=bool(hyper.get("coordinate_perturbation")), outside=_outside(trace),

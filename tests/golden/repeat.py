@@ -15,6 +15,7 @@ from tests.golden.start import build, summary
 from tests.golden.trace import Trace, read_trace
 from zolab.optim import Reference, ZeroOrder
 from zolab.optim.parameters import ParamInfo
+from zolab.optim.placements import Placement
 
 
 @dataclass(frozen=True)
@@ -92,12 +93,17 @@ def check_step(
         assert optimizer.placement.drift <= 4 * drift, f"{what}: the walk leaves too much"
 
 
-def run_trace(path: Path) -> None:
-    """Repeat a recorded run; AssertionError where it differs, NotUnderstood where it cannot."""
+def run_trace(path: Path, placement: Placement | None = None) -> None:
+    """Repeat a recorded run; AssertionError where it differs, NotUnderstood where it cannot.
+
+    Args:
+        path: the trace.
+        placement: of the repetition; None: the program's own in-place walk.
+    """
     trace = read_trace(path)
     model, named = build(trace)
     check_start(trace, named)
-    optimizer, seeds = make_optimizer(trace, model, named)
+    optimizer, seeds = make_optimizer(trace, model, named, placement)
     bars = bars_of(trace)
     for number, (want, lr) in enumerate(zip(trace.steps, expected_rates(trace), strict=True)):
         assert want["step"] == number

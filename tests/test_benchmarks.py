@@ -25,7 +25,7 @@ def load(monkeypatch):
     threads = torch.get_num_threads()
     yield importlib.import_module
     torch.set_num_threads(threads)
-    for name in ("common", "peak_memory", "schemes", "step_time"):
+    for name in ("common", "peak_memory", "schemes", "step_time", "offload"):
         sys.modules.pop(name, None)
 
 
@@ -127,3 +127,18 @@ def test_the_official_step_moves_along_its_own_noise(load, monkeypatch):
     assert abs(size) > 1e-4
     for m, n in zip(moved, z, strict=True):
         assert torch.allclose(m, size * n, atol=1e-6 + 0.01 * abs(size))
+
+
+def test_offload_measures_every_depth(load, tmp_path):
+    out = tmp_path / "offload.json"
+    argv = ["--shape", "tiny", "--layers", "2", "4", "--batch", "1x8", "--dtype", "float32"]
+    argv += ["--steps", "1", "--copy-mb", "1", "--json", str(out)]
+    assert load("offload").main(argv) == 0
+    rows = json.loads(out.read_text())["rows"]
+    assert [row["layers"] for row in rows] == [2, 4]
+    assert rows[1]["layer_bytes"] == 2 * rows[0]["layer_bytes"]
+    for row in rows:
+        assert row["bound_seconds"] == max(row["compute_seconds"], row["transfer_seconds"])
+        assert row["in_memory_seconds"] > 0
+        assert f"{row['layers']} on cpu" in row["plan"]
+    assert rows[0]["published_gb"] is None

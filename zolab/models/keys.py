@@ -54,6 +54,8 @@ def look_over_keys(
     if not values or "auto_map" in base:
         return
     own, chosen = base.get("model_type"), values.get("model_type")
+    if key == "model.shape" and not chosen:
+        raise UserError(f"{key}: no model_type, such as opt or llama")
     if own and chosen and own != chosen:
         raise UserError(
             f"{key}.model_type = {chosen!r}: the model at model.path is of type {own!r}; "

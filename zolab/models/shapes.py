@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 from zolab.config.contents import uses_shape
-from zolab.errors import UserError
 from zolab.models.keys import look_over_keys
 
 #: Other names of `num_hidden_layers` in configs of transformers.
@@ -64,12 +63,9 @@ def shape_config(shape: Mapping[str, Any]) -> Any:
     """
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+    look_over_keys(shape, None, key="model.shape")
     values = dict(shape)
-    model_type = values.pop("model_type", None)
-    if model_type is None:
-        raise UserError("model.shape: no model_type, such as opt or llama")
-    look_over_keys(dict(shape), None, key="model.shape")
-    return CONFIG_MAPPING[model_type](**values)
+    return CONFIG_MAPPING[values.pop("model_type")](**values)
 
 
 def build_empty(shape: Any, kind: str) -> nn.Module:

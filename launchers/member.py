@@ -33,6 +33,9 @@ def main(jobs: Path, token: str) -> int:
     if not folder.is_dir():
         print(f"{folder}: gone, so there is nothing to run", file=sys.stderr)
         return 0
+    if ledger.read_status(folder).get("state") == "cancelled":
+        print(f"{folder}: cancelled while its job was on the way", file=sys.stderr)
+        return 0
     Cell(folder, record["function"])()
     return 0
 

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from launchers import slurm_state, status, verbs
+from launchers import member, slurm_state, status, verbs
 from zolab import cli, compose, ledger
 from zolab.errors import UserError
 
@@ -126,6 +126,24 @@ def test_cancel_marks_first_and_then_tells_slurm(runs: Path, capsys, monkeypatch
     assert capsys.readouterr().out == "cancelled 2 of 8 cells\n"
     ledger.write_status(folder, "preempted")  # as its process says when it has saved
     assert ledger.read_status(folder)["state"] == "cancelled"
+
+
+def test_a_job_looks_up_its_cell_when_it_starts(tmp_path: Path, monkeypatch, capsys) -> None:
+    """One that was cancelled, or whose folder is gone, leaves nothing behind; no pickle is read."""
+    (tmp_path / ".jobs").mkdir()
+    record = {"array": None, "cells": ["gone", "off"], "function": "no:such", "environment": {}}
+    ledger.write_json(tmp_path / ".jobs" / "abc.json", record)
+    (tmp_path / "off").mkdir()
+    ledger.write_status(tmp_path / "off", "cancelled")
+    for name in (ledger.JOB_ID_VARIABLE, ledger.RESTART_VARIABLE, ledger.LOG_VARIABLE):
+        monkeypatch.setenv(name, "")  # what a member sets is undone after the test
+    for index, said in enumerate(("gone, so there is nothing to run", "cancelled while its job")):
+        monkeypatch.setenv("SLURM_ARRAY_TASK_ID", str(index))
+        assert member.main(tmp_path / ".jobs", "abc") == 0
+        assert said in capsys.readouterr().err
+    assert not (tmp_path / "gone").exists()
+    assert ledger.read_status(tmp_path / "off")["state"] == "cancelled"
+    assert member.main(tmp_path / ".jobs", "other") == 1
 
 
 def test_retry_takes_the_stored_settings(tmp_path: Path, monkeypatch, capsys) -> None:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
+import resource
 import signal
 import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from tests.test_resume import CELLS, exact_rows, journal_text, prepare
 from zolab import ledger, process
@@ -108,18 +112,27 @@ def test_errors_about_memory_say_so(error: Exception, said: bool) -> None:
     assert type(error).__name__ in text
 
 
+@pytest.mark.parametrize("by", ["torch", "numpy"])
 def test_out_of_memory_is_failed_with_the_size(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by: str
 ) -> None:
+    """Under a limit of the address space, in a process of its own."""
     from zolab import run
 
-    def full(job: object) -> None:
-        raise MemoryError
+    def too_much(job: object) -> None:
+        size = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+        resource.setrlimit(resource.RLIMIT_AS, (size + 2**28, size + 2**28))
+        if by == "torch":
+            torch.ones(2**30, dtype=torch.uint8)
+        else:
+            np.ones(2**30, dtype=np.uint8)
 
-    monkeypatch.setattr(run, "train", full)
+    monkeypatch.setattr(run, "train", too_much)
     folder = prepare(tmp_path, "train.steps=1")
-    with pytest.raises(MemoryError):
-        run_dir(folder)
+    child = multiprocessing.get_context("fork").Process(target=run_dir, args=(folder,))
+    child.start()
+    child.join(120)
+    assert child.exitcode == 1
     status = ledger.read_status(folder)
     assert status["state"] == "failed"
     assert "out of memory, this process held" in status["error"]

@@ -34,7 +34,7 @@ class RowForm:
             by the length of its first list.
         values: what the label column holds for label 0, 1, ..., as texts; None means the number.
         lists: names of columns with one or more texts each; `answers.text` is `text` in `answers`.
-        maps: field -> pairs (what the data says, what the prompt says).
+        maps: field or list -> pairs (what the data says, what is meant).
     """
 
     fields: tuple[str, ...]
@@ -54,9 +54,13 @@ class RowForm:
             label = row[self.label_column]
             out[self.label_column] = label if self.values is None else self.values.index(str(label))
         for name in self.lists:
-            found = _inside(row, name)
-            out[name] = [found] if isinstance(found, str) else list(found)
+            pairs = self._pairs(name)
+            found = _as_list(_inside(row, name))
+            out[name] = found if pairs is None else [pairs[str(item)] for item in found]
         return out
+
+    def _pairs(self, name: str) -> dict[str, str] | None:
+        return next((dict(pairs) for mapped, pairs in self.maps if mapped == name), None)
 
     def fault(self, row: dict[str, Any]) -> str | None:
         """What is wrong with a row, or None."""
@@ -79,9 +83,15 @@ class RowForm:
 
     def _lists_fault(self, row: dict[str, Any]) -> str | None:
         for name in self.lists:
-            found = _inside(row, name)
-            texts = [found] if isinstance(found, str) else found
-            if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+            found, pairs = _inside(row, name), self._pairs(name)
+            texts = _as_list(found)
+            if pairs is not None:
+                odd = [item for item in texts if str(item) not in pairs]
+                if odd:
+                    known = ", ".join(pairs)
+                    return f"{name} = {odd[0]!r}: expected one of {known} (task.maps.{name})"
+                continue
+            if not all(isinstance(text, str) for text in texts):
                 return f"{name}: expected a text or a list of texts, got {str(found)[:40]!r}"
             if not texts:
                 return f"{name}: the list is empty"
@@ -103,6 +113,10 @@ class RowForm:
         if not 0 <= label < most:
             return f"{name} = {label}: outside the task's range 0 to {most - 1}"
         return None
+
+
+def _as_list(found: Any) -> list[Any]:
+    return list(found) if isinstance(found, list) else [found]
 
 
 def _inside(row: dict[str, Any], name: str) -> Any:

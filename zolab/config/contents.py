@@ -10,6 +10,7 @@ import contextlib
 import copy
 import fnmatch
 import hashlib
+import importlib.util
 import json
 import os
 import re
@@ -230,7 +231,25 @@ def _contents(cell: dict[str, Any]) -> dict[str, Any]:
         behind = _hash_all("model.path", _matching(model_dir, patterns), cache)
     if data is None:
         data = _hash_all("task.path", split_files(task_dir), cache)
-    return {"model": behind, "task": data}
+    code = _task_code(cell["task"])
+    return {"model": behind, "task": data, **({"task_code": code} if code else {})}
+
+
+def _task_code(task: dict[str, Any]) -> str | None:
+    """Hash of the module with a task's own function; None for tasks without."""
+    if "function" not in task:
+        return None
+    module = task["function"].rpartition(".")[0]
+    try:
+        spec = importlib.util.find_spec(module)
+    except (ImportError, ValueError):
+        spec = None
+    if spec is None or not spec.origin:
+        raise UserError(
+            f"task.function = {task['function']!r}: no module {module!r} (is its folder in "
+            "PYTHONPATH?)"
+        )
+    return file_hash(Path(spec.origin))
 
 
 def _matching(folder: Path, patterns: tuple[str, ...]) -> list[Path]:

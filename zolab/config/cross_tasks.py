@@ -11,7 +11,7 @@ from zolab.config.forms import CHOICE, MASKED, mask_template, protocol_of
 Cell = dict[str, Any]
 
 #: `train.objective` -> kinds of tasks it is made for.
-_CHOOSING = ("classification", "multiple_choice", "record")
+_CHOOSING = ("classification", "multiple_choice", "record", "python")
 _OBJECTIVES = {
     "options": _CHOOSING,
     "accuracy": _CHOOSING,
@@ -155,7 +155,7 @@ def _masked_model(cell: Cell) -> str | None:
     kind, objective = cell["task"]["kind"], cell["train"]["objective"]
     if protocol_of(cell) != MASKED:
         return None
-    if kind != "classification":
+    if kind not in ("classification", "python"):
         return (
             f"task = {cell['task']['name']}: a masked model answers with one label word, so it "
             f"takes classification tasks only, not {kind}; use a causal model"
@@ -166,6 +166,17 @@ def _masked_model(cell: Cell) -> str | None:
             "accuracy"
         )
     return None
+
+
+def _function(cell: Cell) -> str | None:
+    function, trusted = cell["task"].get("function"), cell["trusted_targets"]
+    if function is None or any(function.startswith(f"{entry}.") for entry in trusted):
+        return None
+    module = function.rpartition(".")[0] or function
+    return (
+        f"task.function = {function!r}: expected the dotted path of a function in a module that is "
+        f"trusted; add 'trusted_targets=[{module}]'"
+    )
 
 
 def _objective(cell: Cell) -> str | None:
@@ -225,6 +236,7 @@ TASK_CHECKS: tuple[Callable[[Cell], str | None], ...] = (
     _choices,
     _answer,
     _maps,
+    _function,
     _masked_model,
     _objective,
     _flat_objective,

@@ -79,6 +79,11 @@ def record() -> RowForm:
     return RowForm(("passage", "query"), None, None, lists=("entities", "answers"))
 
 
+def python() -> RowForm:
+    """Form of a row that a user's own function reads."""
+    return RowForm((), None, None, whole=True)
+
+
 def _pairs(maps: dict[str, dict[str, str]] | None) -> tuple[tuple[str, tuple], ...]:
     """A mapping of mappings in a form that can be a key."""
     return tuple((name, tuple(pairs.items())) for name, pairs in (maps or {}).items())
@@ -117,6 +122,7 @@ FORMS: dict[str, Callable[[dict[str, Any], str], RowForm]] = {
     "multiple_choice": _of_multiple_choice,
     "generation": _of_generation,
     "record": lambda task, protocol: record(),
+    "python": lambda task, protocol: python(),
 }
 
 

@@ -35,6 +35,7 @@ class RowForm:
         values: what the label column holds for label 0, 1, ..., as texts; None means the number.
         lists: names of columns with one or more texts each; `answers.text` is `text` in `answers`.
         maps: field or list -> pairs (what the data says, what is meant).
+        whole: the task reads whatever it likes: `used` is the row as JSON, under "row".
     """
 
     fields: tuple[str, ...]
@@ -43,9 +44,12 @@ class RowForm:
     values: tuple[str, ...] | None = None
     lists: tuple[str, ...] = ()
     maps: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = ()
+    whole: bool = False
 
     def used(self, row: dict[str, Any]) -> dict[str, Any]:
         """The columns used: fields as texts of the prompt, the label as an integer, lists."""
+        if self.whole:
+            return {"row": json.dumps(row, default=str)}
         out: dict[str, Any] = {name: str(row[name]) for name in self.fields}
         for name, pairs in self.maps:
             if name in out:

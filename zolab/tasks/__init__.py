@@ -9,6 +9,7 @@ from zolab.tasks.base import Example, Task
 from zolab.tasks.classification import Classification
 from zolab.tasks.generation import Generation
 from zolab.tasks.multiple_choice import MultipleChoice
+from zolab.tasks.python import Python
 from zolab.tasks.record import Record
 
 #: `task.kind` -> class.
@@ -17,6 +18,7 @@ KINDS: dict[str, type[Task]] = {
     "multiple_choice": MultipleChoice,
     "generation": Generation,
     "record": Record,
+    "python": Python,
 }
 
 
@@ -32,6 +34,7 @@ __all__ = [
     "Example",
     "Generation",
     "MultipleChoice",
+    "Python",
     "Record",
     "Task",
     "build_task",

@@ -43,7 +43,13 @@ from zolab.config.parts.probing import (
     TwoSided,
 )
 from zolab.config.parts.rules import Adam, FactorMomentum, Helene, Momentum, Sgd, Sign
-from zolab.config.parts.tasks import Classification, Generation, MultipleChoice, Record
+from zolab.config.parts.tasks import (
+    Classification,
+    Generation,
+    MultipleChoice,
+    Python,
+    Record,
+)
 from zolab.config.parts.tuning import (
     BiasTuning,
     FullTuning,
@@ -132,6 +138,7 @@ PARTS: dict[str, tuple[str, dict[str, type]]] = {
             "multiple_choice": MultipleChoice,
             "generation": Generation,
             "record": Record,
+            "python": Python,
         },
     ),
     "model.tuning": (

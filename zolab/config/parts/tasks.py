@@ -115,3 +115,15 @@ class Generation(_Template):
 @dataclass(kw_only=True)
 class Record(_Data):
     """ReCoRD: which entity of the passage stands in the query's gap."""
+
+
+@dataclass(kw_only=True)
+class Python(_Data):
+    """Your own function makes the example of a row."""
+
+    function: str = option(
+        help="dotted path of a function from a row to a zolab.tasks.Example, in trusted_targets"
+    )
+    objective: str = option(
+        "options", choices=("options", "lm"), help="what train.objective=auto minimises"
+    )

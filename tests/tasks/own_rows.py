@@ -18,13 +18,15 @@ _SAME = {
 }
 #: YAMLs for a user's own data: they name no fields.
 OWN = ("classification", "multiple_choice", "generation")
+GENERATED = ("squad", "drop", "uci_sent_words")
+CAUSAL_ONLY = ("copa", "record", *GENERATED)
 TASKS = sorted(file.stem for file in (CONF_DIR / "task").glob("*.yaml") if file.stem not in OWN)
 
 
 def write(task: str, folder: Path) -> Path:
     """A folder whose train, dev and test files hold the rows of a task; returns it."""
-    if task == "uci_sent":
-        return assets.task_dir(task)
+    if task.startswith("uci_sent"):
+        return assets.task_dir("uci_sent")
     folder.mkdir(parents=True, exist_ok=True)
     for split in ("train", "dev", "test"):
         shutil.copy(ROWS / f"{_SAME.get(task, task)}.jsonl", folder / f"{split}.jsonl")

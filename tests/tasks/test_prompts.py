@@ -15,7 +15,7 @@ from zolab.config.forms import CAUSAL, MASKED
 from zolab.tasks import Example, build_task
 
 GOLDEN = Path(__file__).parent / "prompts.txt"
-MASKED_TASKS = [t for t in own_rows.TASKS if t not in ("copa", "record", "squad", "drop")]
+MASKED_TASKS = [t for t in own_rows.TASKS if t not in own_rows.CAUSAL_ONLY]
 CASES = [(t, CAUSAL) for t in own_rows.TASKS] + [(t, MASKED) for t in MASKED_TASKS]
 
 

@@ -90,10 +90,22 @@ def test_label_words_must_be_one_token_under_a_mask(tmp_path: Path) -> None:
 
 def test_candidates_with_the_same_tokens_are_refused() -> None:
     tokenizer = AutoTokenizer.from_pretrained(str(assets.model_dir("opt-prompt-2m")))
-    with pytest.raises(UserError, match="candidates ' a', ' a' have the same tokens"):
+    with pytest.raises(UserError, match="candidates ' a' and ' a' have the same tokens"):
         Encoder(tokenizer, 64)([Example("x", (" a", " a"), 0)])
     with pytest.raises(UserError, match=r"task\.max_new_tokens = 50: no room for a prompt"):
         Encoder(tokenizer, 51, 50)
+
+
+def test_spellings_of_one_entity_are_one_candidate() -> None:
+    """The embedded model knows no capitals."""
+    tokenizer = AutoTokenizer.from_pretrained(str(assets.model_dir("opt-prompt-2m")))
+    names = (" in Oslo", " in OSLO", " in Bergen", " in bergen", " in Rome")
+    (merged,) = Encoder(tokenizer, 64)([Example("it was", names, 3, right=(1, 3))])
+    words = [tokenizer.decode(c.targets).strip() for c in merged.candidates]
+    assert words == ["in oslo", "in bergen", "in rome"]
+    assert (merged.label, merged.right) == (1, (0, 1))
+    with pytest.raises(UserError, match="' in Oslo' and ' in OSLO' have the same tokens"):
+        Encoder(tokenizer, 64)([Example("it was", names[:2], 0)])
 
 
 def test_a_long_text_keeps_mask_and_ends(tmp_path: Path) -> None:

@@ -17,12 +17,10 @@ from tests.tasks import own_rows, tiny_masked
 from zolab import compose
 from zolab.run import run_dir
 
-GENERATED = ("squad", "drop")
-CAUSAL_ONLY = ("copa", "record", *GENERATED)
 CASES = [(task, "causal") for task in own_rows.TASKS]
-CASES += [(task, "masked") for task in own_rows.TASKS if task not in CAUSAL_ONLY]
+CASES += [(task, "masked") for task in own_rows.TASKS if task not in own_rows.CAUSAL_ONLY]
 #: Folder of a task's real rows, where it is not called as the task in capitals.
-REAL = {"squad": "SQuAD_xquad_en", "wsc_54": "WSC"}
+REAL = {"squad": "SQuAD_xquad_en", "wsc_54": "WSC", "uci_sent_words": "UCI_SENT"}
 #: Real rows without a field that the task's own prompt has.
 LACKS = {"squad": 'task.template="Context: {context}\\nQuestion: {question}\\nAnswer:"'}
 STEPS = 20
@@ -64,11 +62,11 @@ def test_task_trains_and_is_evaluated(
 ) -> None:
     model = [f"model.path={masked_model}", "model.kind=masked"] if kind == "masked" else []
     few = [f"task.num_{split}=16" for split in SPLITS]
-    short = ["task.max_new_tokens=8"] if task in GENERATED else []
+    short = ["task.max_new_tokens=8"] if task in own_rows.GENERATED else []
     result, rows = train(
         tmp_path / "runs", f"task={task}", *data_of(task, tmp_path / "data"), *model, *few, *short
     )
-    metric = "f1" if task in GENERATED else "accuracy"
+    metric = "f1" if task in own_rows.GENERATED else "accuracy"
     assert result["metric"] == metric
     assert result["steps"] == STEPS
     assert result["forwards_total"] == 2 * STEPS

@@ -122,7 +122,7 @@ class Train:
         help="what is minimised; auto: the task's own, accuracy and f1: minus that metric",
         since="0.2",
     )
-    eval_batch_size: int = option(64, min=1, help="examples per forward pass of an evaluation")
+    eval_batch_size: int = option(64, min=1, help="token rows per forward pass of an evaluation")
 
 
 @dataclass

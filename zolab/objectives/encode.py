@@ -115,14 +115,19 @@ class Encoder:
                 rows.append(tuple(row))
             positions = tuple(range(len(row) - count, len(row)))
             candidates.append(Candidate(index, positions, tuple(ids[-count:])))
-        refuse_equal(example, [(rows[c.row], c.targets) for c in candidates])
+        keys = [(rows[c.row], c.targets) for c in candidates]
+        label, right = example.label, example.right
+        if right:
+            candidates, label, right = _merged(candidates, keys, label, right)
+        else:
+            refuse_equal(example, keys)
         start: list[int] = []
         if example.answers:
             start, cut = self._cut(prompt, self.max_length - self.max_new_tokens)
             truncated |= cut
         return Encoded(
-            tuple(rows), tuple(candidates), example.label, truncated, example.right,
-            tuple(start), example.answers,
+            tuple(rows), tuple(candidates), label, truncated, right, tuple(start),
+            example.answers,
         )  # fmt: skip
 
     def _cut(self, ids: list[int], limit: int) -> tuple[list[int], bool]:
@@ -133,12 +138,32 @@ class Encoder:
         return ids[len(ids) - limit :], True
 
 
+def _merged(
+    candidates: list[Candidate], keys: list[object], label: int, right: tuple[int, ...]
+) -> tuple[list[Candidate], int, tuple[int, ...]]:
+    """One candidate for all that are the same to the model, right if one of them is.
+
+    A row's own candidates may differ in a way that its tokenizer does not see, as two spellings of
+    a name do without capitals.
+    """
+    place = {key: i for i, key in enumerate(dict.fromkeys(keys))}
+    kept = [candidates[keys.index(key)] for key in place]
+    return kept, place[keys[label]], tuple(sorted({place[keys[i]] for i in right}))
+
+
 def refuse_equal(example: Example, keys: Sequence[object]) -> None:
     """UserError if two candidates of an example are the same to the model."""
-    if len(set(keys)) < len(keys):
-        raise UserError(
-            f"candidates {', '.join(map(repr, example.candidates))} have the same tokens"
-        )
+    for index, key in enumerate(keys):
+        first = keys.index(key)
+        if first < index:
+            texts = example.candidates[first], example.candidates[index]
+            alike = " and ".join(
+                repr(text if len(text) <= 60 else text[:57] + "...") for text in texts
+            )
+            raise UserError(
+                f"candidates {alike} have the same tokens: this model's tokenizer cannot tell "
+                f"them apart (prompt {example.prompt[-40:]!r})"
+            )
 
 
 class MaskedEncoder:

@@ -203,7 +203,7 @@ def test_missing_data_is_refused(data_dir: Path) -> None:
     (data_dir / "test.jsonl").unlink()
     with pytest.raises(UserError, match=r"no test\.jsonl in that folder"):
         cell_of(f"task.path={data_dir}")
-    with pytest.raises(UserError, match=r"task\.path must be given"):
+    with pytest.raises(UserError, match=r"not in the cache of datasets"):
         cell_of("task=sst2")
 
 

@@ -15,7 +15,10 @@ from torch import nn
 from zolab.checkpoint import copy_into, load_tensors, unique_parameters
 from zolab.errors import UserError
 from zolab.models.load import DTYPES, LoadedModel, load_model, model_source, pick_device
+from zolab.models.shapes import build_empty
 from zolab.optim import Offload
+from zolab.optim.offload import TierPlan, free_memory, plan_tiers
+from zolab.optim.offload.blocks import Layout, find_blocks, resident_bytes
 from zolab.optim.offload.plan import size
 from zolab.optim.offload.stores import FileChangedError
 
@@ -95,6 +98,34 @@ class Work:
         placement.device = pick_device(self.cell["model"]["device"])
         placement.folder = self.folder
         return placement
+
+
+def plan_shape(
+    shape: Any, kind: str, dtype: str, device: str, folder: Path, tier: str = "auto", slots: int = 3
+) -> TierPlan:
+    """What `tier` would do with a model here and now, without a weight of it.
+
+    Args:
+        shape: transformers config.
+        kind: "causal" or "masked".
+        dtype: "float32", "bfloat16" or "float16".
+        device: "cpu", "cuda" or "cuda:N".
+        folder: where work files would lie.
+        tier, slots: see `zolab.optim.Offload`.
+
+    Returns:
+        The plan; `lines()` prints it with what is needed and free.
+
+    Raises:
+        zolab.optim.offload.PlanError: it does not fit; the message holds the figures.
+    """
+    model = build_empty(shape, kind).to(DTYPES[dtype])
+    blocks = find_blocks(model)
+    sizes = [Layout(block.params, len(block.params)).size for block in blocks]
+    staging = max(sizes) if device.startswith("cuda") else 0
+    free = free_memory(device, folder)
+    resident = resident_bytes(model, blocks)
+    return plan_tiers(sizes, resident, free, tier=tier, slots=slots, staging=staging)
 
 
 def report(learner: Any) -> list[str]:

@@ -12,6 +12,7 @@ from torch import nn
 
 from tests.optim.test_offload import family, make, run, short
 from tests.optim.tiny import bits, same_bits
+from zolab.offloading import plan_shape
 from zolab.optim import LargeWeights, Offload, Paired, SmallWeights
 from zolab.optim.offload import Free, PlanError, plan_tiers
 from zolab.optim.offload import transfer as transfers
@@ -75,6 +76,18 @@ def test_a_plan_that_does_not_fit_is_refused_with_figures(tier: str, free: Free,
 def test_free_memory_is_measured(tmp_path: Path) -> None:
     assert 0 < free_host() < 1 << 50
     assert free_disk(tmp_path / "not" / "there") == pytest.approx(free_disk(tmp_path), rel=0.01)
+
+
+def test_a_shape_is_planned_without_its_weights(tmp_path: Path) -> None:
+    from transformers import OPTConfig
+
+    shape = OPTConfig(num_hidden_layers=2)
+    plan = plan_shape(shape, "causal", "bfloat16", "cpu", tmp_path, tier="disk", slots=2)
+    assert plan.tiers == ("disk", "disk")
+    # 7.1M weights a layer (12 h^2 + 13 h, h = 768), 40.2M outside, two bytes each.
+    assert plan.blocks == pytest.approx(2 * 2 * (12 * 768**2 + 13 * 768), rel=1e-3)
+    assert plan.resident == pytest.approx(2 * (50272 * 768 + 2050 * 768 + 2 * 768), rel=1e-3)
+    assert plan.needs["host"] == plan.resident + 2 * plan.blocks // 2
 
 
 # -- blocks and stores -----------------------------------------------------------------------------

@@ -75,6 +75,13 @@ def find_blocks(model: nn.Module, trained: frozenset[int] = frozenset()) -> list
     return blocks
 
 
+def resident_bytes(model: nn.Module, blocks: Sequence[Block]) -> int:
+    """Bytes of the parameters and buffers that are in no block, tied ones counted once."""
+    inside = {id(param) for block in blocks for param in block.params}
+    outside = {id(p): p for p in model.parameters() if id(p) not in inside}
+    return sum(t.numel() * t.element_size() for t in (*outside.values(), *model.buffers()))
+
+
 class Layout:
     """Where the parameters of a block lie in one flat run of bytes.
 

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zolab.optim.engine import Engine, Update
-from zolab.optim.offload.blocks import Block, Layout, find_blocks
+from zolab.optim.engine import Engine, Update, half_precision
+from zolab.optim.masks import Dense
+from zolab.optim.offload.blocks import Block, Layout, find_blocks, resident_bytes
 from zolab.optim.offload.memory import free_memory
 from zolab.optim.offload.pipeline import Pipeline, Seat
 from zolab.optim.offload.plan import TierPlan, plan_tiers
@@ -88,6 +89,8 @@ class Offload(Paired):
         check_form(self.transfer, self.device)
         # Old updates may wait only where they are functions of their seeds and scalars alone.
         self._several = engine.direction.kind is not None and rule.reach == 1
+        # Updates that are plain sweeps without a mask can be one sweep.
+        self._fused = type(rule).apply_ is Rule.apply_ and type(engine.mask) is Dense
         if self.device.type != "cpu":
             engine.source = engine.direction  # what is kept of z lies on one device
         self._by_param = {id(info.param): info for info in engine.infos}
@@ -113,9 +116,6 @@ class Offload(Paired):
         codecs: Sequence[Codec | None],
         rule: Rule,
     ) -> TierPlan:
-        inside = {id(p) for block in blocks for p in block.params}
-        outside = {id(p): p for p in self.model.parameters() if id(p) not in inside}
-        tensors = [*outside.values(), *self.model.buffers()]
         free = free_memory(str(self.device), self._work_folder(make=False))
         weights = list(self.model.parameters())
         in_memory = [
@@ -126,7 +126,7 @@ class Offload(Paired):
         largest = max(layout.size for layout in layouts)
         plan = plan_tiers(
             [layout.size for layout in layouts],
-            sum(t.numel() * t.element_size() for t in tensors),
+            resident_bytes(self.model, blocks),
             # What the model takes now is handed over, block by block.
             type(free)(free.device, free.host + sum(in_memory), free.disk),
             tier=self.tier,
@@ -249,8 +249,11 @@ class Offload(Paired):
             before, info.param.data = info.param.data, weight
             self.rule.shift(info.name, weight.device)
             try:
-                for update in updates:
-                    self._apply(info, update)
+                if self._fused and len(updates) > 1:
+                    self._apply_all(info, updates)
+                else:
+                    for update in updates:
+                        self._apply(info, update)
             finally:
                 info.param.data = before
                 self.rule.shift(info.name, before.device)
@@ -264,6 +267,16 @@ class Offload(Paired):
         finally:
             engine.step = now
             engine.release_mask(info)
+
+    def _apply_all(self, info: ParamInfo, updates: Sequence[Update]) -> None:
+        """Several updates in one sweep: its terms round one by one, so the bits are the same."""
+        engine, stochastic = self.engine, half_precision(info.data)
+        terms = [
+            term
+            for update in updates
+            for term in self.rule.terms(engine.scaled(update, info), info.group, stochastic)
+        ]
+        engine.sweep(info, terms, True)
 
     def decide(self, seat: Seat, weights: Sequence[Tensor]) -> None:
         if self.modules.active and not self.engine.mask.structured:

@@ -26,6 +26,8 @@ from zolab.verbs.common import Parser
 
 _WATCH_SECONDS = 2.0
 _FOLLOW_SECONDS = 0.5
+#: What a watcher wants to see first, where not all cells fit on the screen.
+_WATCHED = ("running", "failed", "lost", "preempted", "cancelled", "submitted", "planned", "done")
 
 
 def _parser(verb: str, description: str) -> Parser:
@@ -62,6 +64,7 @@ def status(arguments: Sequence[str]) -> int:
     polled = cells.Polled()
     while True:
         rows = cells.rows_of(cells.entries_of(cells.folders_in(options.runs), polled))
+        rows.sort(key=lambda row: _WATCHED.index(row.state))
         _redraw(cells.table(rows), cells.summary(rows))
         if all(row.state in cells.ENDED for row in rows):
             return 0

@@ -26,5 +26,6 @@ def test_a_cell_on_two_nodes(
     assert ledger.read_json(folder / "result.json").get("ranks") == 2, ledger.read_status(folder)
     assert [row.step for row in read_journal(folder)] == list(range(1, 7))
     assert 0 < read_rows(folder / "metrics.jsonl")[-1]["perf/payload_bytes"] <= 100
+    assert [path.name for path in folder.glob(".*")] == []
     logs = sorted(path.name for path in (tmp_path / ".jobs").glob("*.out"))
     assert [name.rpartition("_log")[0][-2:] for name in logs] == ["_0", "_1"], "a log a process"

@@ -111,8 +111,10 @@ def join_ranks(run_dir: Path) -> Ranks | None:
     if environment.get(JOB_ID_VARIABLE) and "SLURM_PROCID" in environment and size > 1:
         rank, local = int(environment["SLURM_PROCID"]), int(environment["SLURM_LOCALID"])
         name = f"{environment[JOB_ID_VARIABLE]}-{environment.get(RESTART_VARIABLE) or 0}"
-        store = _meet(run_dir / f".ranks-{name}.tmp", rank, size)
-        _begin(local, store=store, rank=rank, world_size=size)
+        place = run_dir / f".ranks-{name}.tmp"
+        _begin(local, store=_meet(place, rank, size), rank=rank, world_size=size)
+        if rank == 0:  # everyone is here
+            place.unlink(missing_ok=True)
         return Ranks(rank, size)
     return None
 

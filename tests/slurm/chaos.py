@@ -129,11 +129,13 @@ class Chaos:
         return subprocess.run(asked, capture_output=True, text=True).stdout.strip()
 
     def hit_with(self, *command: str) -> Path:
-        """Do it to the job of a victim; to another one if that job is over or on its way out."""
-        while True:
-            folder = self.victim()
+        """Do it to the job of a victim; again if the controller is too busy with that job."""
+        folder = self.victim()
+        for _ in range(5):
             if not subprocess.run([*command, self.job(folder)], capture_output=True).returncode:
-                return folder
+                break
+            time.sleep(1.0)
+        return folder
 
     def preempt(self) -> None:
         folder = self.victim()

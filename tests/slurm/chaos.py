@@ -175,7 +175,7 @@ class Chaos:
             subprocess.run(down, check=True)
             time.sleep(1.0)
         else:
-            _wait(lambda: "down" in _output("sinfo", "-h", "-n", node, "-o", "%t"), 90)
+            _wait(lambda: "down" in _output("sinfo", "-h", "-n", node, "-o", "%t"), 300)
         start = ["slurmd", "-f", os.environ["SLURM_CONF"], "-N", node]
         environment = {**os.environ, "PATH": os.environ["PATH"] + ":/usr/sbin:/sbin"}
         subprocess.run(start, env=environment, check=True, capture_output=True)

@@ -47,6 +47,8 @@ FLOORS = {
     "zolab.begin": 3,
     "zolab.origin": 3,
     "zolab.verbs": 3,
+    "zolab.verbs.plan": 6,  # as cli: composes a sweep without running it
+    "zolab.costs": -1,
     "zolab.offloading": 2,
     "zolab.__main__": 6,
     "zolab.cli": 6,  # the one file that sees everything, inside its verbs

@@ -302,6 +302,18 @@ def _export(arguments: list[str]) -> int:
     return export(arguments)
 
 
+def _plan(arguments: list[str]) -> int:
+    from zolab.verbs.plan import plan
+
+    return plan(arguments)
+
+
+def _doctor(arguments: list[str]) -> int:
+    from zolab.verbs.doctor import doctor
+
+    return doctor(arguments)
+
+
 def _sweep_verb(name: str) -> Callable[[list[str]], int]:
     def run(arguments: list[str]) -> int:
         from launchers import verbs
@@ -313,6 +325,8 @@ def _sweep_verb(name: str) -> Callable[[list[str]], int]:
 
 #: verb -> (function of the remaining arguments, one sentence for help).
 VERBS: dict[str, tuple[Callable[[list[str]], int], str]] = {
+    "plan": (_plan, "the cells of a grid: state, memory, disk and GPU-hours; loads nothing"),
+    "doctor": (_doctor, "look a cell over: prompt, tokens, memory, self-check, one timed step"),
     "report": (_report, "tables, plots and a page from the logs of a runs folder"),
     "replay": (_replay, "rebuild the weights of a run at any step and write a model"),
     "export": (_export, "write the tuned model or adapter of a run, at its best step or any"),

@@ -6,6 +6,7 @@ classes are looked up in `build` only.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,6 +40,7 @@ __all__ = [
     "compose",
     "explain",
     "identity",
+    "look_behind",
     "looked_at_once",
     "prepare_hydra",
     "prepare_overrides",
@@ -114,8 +116,19 @@ def check(config: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
             reachable, a row of data that the task cannot use, or a key of `model.config` that the
             model's own config does not have.
     """
-    cell = check_tree(resolve(config))
-    del cell["grid"]
+    return look_behind(check_tree(resolve(config)))
+
+
+def look_behind(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """The second half of `check`: what a tree that fits the schema names must be there.
+
+    Args:
+        tree: what `zolab.config.check_tree` returned.
+
+    Raises:
+        UserError: see `check`.
+    """
+    cell = {name: value for name, value in tree.items() if name != "grid"}
     cell["model"], cell["task"] = remembered("behind", cell, _behind_paths)
     trust(cell["trusted_targets"])
     return cell

@@ -252,6 +252,21 @@ def _task_code(task: dict[str, Any]) -> str | None:
     return file_hash(Path(spec.origin))
 
 
+def bytes_to_hash(cell: Mapping[str, Any]) -> int:
+    """Bytes of big files that `contents` would have to read because no hash of them is known."""
+    model_dir = locate_model(cell["model"])
+    if model_dir is None or cell["model"]["init"] == "random":
+        return 0
+    known = {**_read_cache(Path(cell["run_root"]) / CACHE_NAME), **_memo}
+    unknown = 0
+    for file in _matching(model_dir, WEIGHTS):
+        stat = file.stat()
+        mark = (stat.st_size, stat.st_mtime_ns)
+        if tuple(known.get(str(file.resolve()), ())[:2]) != mark:
+            unknown += stat.st_size
+    return unknown
+
+
 def _matching(folder: Path, patterns: tuple[str, ...]) -> list[Path]:
     return sorted(
         entry

@@ -10,6 +10,7 @@ import copy
 import functools
 import itertools
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,8 @@ from omegaconf.errors import OmegaConfBaseException
 from zolab.compose import explain
 from zolab.errors import UserError
 
+#: In the repr of a config: a value that is one other value.
+_REFERENCE = re.compile(r"'\$\{[\w.]+\}'")
 #: One sweep has one folder, one launcher and one answer to finished cells.
 _NOT_SWEPT = ("run_root", "launcher", "sweep", "grid", "hydra")
 
@@ -276,9 +279,12 @@ def _composed(compose: Callable[[list[str]], DictConfig], overrides: list[str]) 
 
 
 def _simplest(config: DictConfig) -> DictConfig | dict[str, Any]:
-    """A config that refers to nothing as plain dicts and lists: a copy costs a hundredth."""
+    """A config without formulas as plain dicts and lists: a copy costs a hundredth.
+
+    A value that is nothing but another one (`${seed}`) is looked up by `zolab.compose.resolve`.
+    """
     plain = OmegaConf.to_container(config)
-    return config if "${" in repr(plain) else plain
+    return config if "${" in _REFERENCE.sub("", repr(plain)) else plain
 
 
 def _with_values(

@@ -27,7 +27,7 @@ def test_a_cell_that_works(tmp_path: Path, capsys) -> None:
     code, said = ask(tmp_path, capsys, "optimizer/placement=paired")
     assert code == 0, said
     assert "verdict: ready" in said
-    assert " It was'" in said  # the prompt, as text
+    assert 'it was"\n' in said  # the prompt, as text
     assert "candidate 1: 'Ġgreat'" in said
     assert "(right)" in said
     assert "24 train, 8 dev, 8 test" in said

@@ -7,6 +7,7 @@ classes are looked up in `build` only.
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,9 @@ from zolab.errors import UserError, first_line
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
+
+#: An interpolation that is one other value of the config.
+_REFERENCE = re.compile(r"\$\{([\w.]+)\}")
 
 __all__ = [
     "build",
@@ -90,6 +94,10 @@ def resolve(config: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
+    if not OmegaConf.is_config(config):
+        plain = _without_references(config)
+        if plain is not None:
+            return plain
     try:
         tree = OmegaConf.to_container(
             OmegaConf.create(dict(config)) if not OmegaConf.is_config(config) else config,
@@ -100,6 +108,40 @@ def resolve(config: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise UserError(f"the config is not a mapping but {tree!r}")
     return {str(name): value for name, value in tree.items() if name != "hydra"}
+
+
+def _without_references(config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """A plain dict whose interpolations are `${KEY}` and nothing else, resolved; None for others.
+
+    OmegaConf takes milliseconds for a config, and a grid has a thousand.
+    """
+
+    def look_up(key: str) -> Any:
+        node: Any = config
+        for name in key.split("."):
+            if not isinstance(node, Mapping) or name not in node:
+                raise LookupError(key)
+            node = node[name]
+        if isinstance(node, Mapping | list) or (isinstance(node, str) and "${" in node):
+            raise LookupError(key)
+        return node
+
+    def walk(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {str(key): walk(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [walk(item) for item in value]
+        if isinstance(value, str) and "${" in value:
+            whole = _REFERENCE.fullmatch(value)
+            if whole is None:
+                raise LookupError(value)
+            return look_up(whole[1])
+        return value
+
+    try:
+        return {str(name): walk(value) for name, value in config.items() if name != "hydra"}
+    except LookupError:
+        return None
 
 
 def check(config: DictConfig | Mapping[str, Any]) -> dict[str, Any]:

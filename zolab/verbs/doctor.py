@@ -80,7 +80,7 @@ def examine(cell: dict[str, Any], report: Report) -> None:
     _look_at_disk(cell, report)
     if not _look_at_memory(cell, report):
         return
-    from zolab import run
+    from zolab.begin import build_learner
     from zolab.offloading import Work
     from zolab.origin import load_origin, trainable_share
     from zolab.prepare import study_of
@@ -94,7 +94,7 @@ def examine(cell: dict[str, Any], report: Report) -> None:
             f"weights: {share['num_parameters']:,}, of which {share['num_trained']:,} train "
             f"({share['tuning']})"
         )
-        learner = run.build_learner(cell, loaded, work)
+        learner = build_learner(cell, loaded, work)
         study = study_of(cell, task, examples, loaded, learner.prompts)
         _look_at_prompt(study, report)
         _look_at_batches(cell, study, report)

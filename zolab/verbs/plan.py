@@ -81,7 +81,9 @@ def plan_rows(
     from launchers.plan import make_plan
 
     store = _Store()
-    with _offline():
+    from zolab.compose import looked_at_once
+
+    with _offline(), looked_at_once():
         cells, labels = _cells(overrides, store.check)
         found = make_plan(cells, labels=labels, store=store)
     rows = []

@@ -73,7 +73,7 @@ def cells(conf):
 
 
 def check(config) -> dict:
-    cell = OmegaConf.to_container(config, resolve=True)
+    cell = OmegaConf.to_container(OmegaConf.create(config), resolve=True)
     if cell["seed"] == 666:
         raise UserError("seed = 666: not allowed")
     return cell

@@ -7,7 +7,7 @@ import contextlib
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -78,13 +78,14 @@ def plan_rows(
     Raises:
         UserError: the overrides or a cell are not valid.
     """
+    from launchers.grid import cells_from
     from launchers.plan import make_plan
 
     store = _Store()
     from zolab.compose import looked_at_once
 
     with _offline(), looked_at_once():
-        cells, labels = _cells(overrides, store.check)
+        cells, labels = cells_from(overrides, store.check)
         found = make_plan(cells, labels=labels, store=store)
     rows = []
     for entry in found.entries:
@@ -143,36 +144,6 @@ class _Store:
 
 def _source(task: Mapping[str, Any]) -> Any:
     return [task["path"], task.get("hub")]
-
-
-def _cells(
-    overrides: Sequence[str], check: Callable[[Any], dict[str, Any]]
-) -> tuple[list[dict[str, Any]], list[str]]:
-    """Cells and labels, composed as a sweep composes them."""
-    import hydra
-    from hydra.core.global_hydra import GlobalHydra
-    from hydra.errors import HydraException
-    from hydra.types import RunMode
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    from launchers.expand import cells_of
-    from zolab import compose
-    from zolab.config import CONF_DIR
-
-    prepared = compose.prepare_overrides(word for word in overrides if word != "-m")
-    compose.prepare_hydra()
-    try:
-        with hydra.initialize_config_dir(str(CONF_DIR), version_base="1.3", job_name="zolab"):
-            running = GlobalHydra.instance().hydra
-            master = running.compose_config(
-                "config", prepared, run_mode=RunMode.MULTIRUN, with_log_configuration=False
-            )
-            given = list(OmegaConf.to_container(master.hydra.overrides.task))
-            params = dict(master.hydra.sweeper.get("params") or {})
-            return cells_of(running.config_loader, master, given, params, check)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(compose.explain(error)) from error
 
 
 @contextlib.contextmanager

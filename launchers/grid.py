@@ -30,7 +30,6 @@ def cells_from(
     Raises:
         UserError: the overrides or a cell are not valid.
     """
-
     prepared = compose.prepare_overrides(word for word in overrides if word != "-m")
     compose.prepare_hydra()
     try:

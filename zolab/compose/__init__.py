@@ -6,7 +6,6 @@ classes are looked up in `build` only.
 
 from __future__ import annotations
 
-import copy
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path

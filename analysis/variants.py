@@ -18,13 +18,15 @@ Row = dict[str, Any]
 _DECIDING = ("model", "task", "optimizer", "sparsity", "train")
 #: Keys of those parts that do not. Paths are where files lay; what lay there is in no config.
 _NEUTRAL = (
-    "model.name", "model.path", "model.device", "task.name", "task.path", "optimizer.name",
-    "optimizer.lr", "sparsity.name", "sparsity.sparsity", "train.log_every",
-    "train.checkpoint_minutes", "train.eval_batch_size",
+    "model.name", "model.path", "model.device", "model.device_map", "model.tuning.kind",
+    "task.name", "task.path", "optimizer.name", "optimizer.lr", "sparsity.name",
+    "sparsity.sparsity", "train.log_every", "train.checkpoint_minutes", "train.eval_batch_size",
 )  # fmt: skip
 #: What a run without training does not depend on, besides.
 _NEUTRAL_ZERO_SHOT = ("train", "sparsity")
 _PLACEMENT = "config.optimizer.placement"
+#: Which weights train; part of a method's name.
+_TUNING = "config.model.tuning.kind"
 
 
 @dataclass
@@ -45,9 +47,9 @@ class Variant:
 def variants(rows: Sequence[Row]) -> list[Variant]:
     """Sort runs of one model and task into methods.
 
-    The label is the optimizer with its mask, and the keys in which finished runs of that name
-    differ. An unfinished run joins the finished ones of its own setting; one that has none is a
-    variant of its own, under a label with the keys in which any run of that name differs.
+    The label is the optimizer with tuning mode and mask, and the keys in which finished runs of
+    that name differ. An unfinished run joins the finished ones of its own setting; one that has
+    none is a variant of its own, under a label with the keys in which any run of that name differs.
 
     Returns:
         Those with finished runs first; labels among them are distinct.
@@ -91,9 +93,12 @@ def without_twins(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
 
 
 def _name(row: Row) -> str:
+    name, tuning = row["optimizer"], row.get(_TUNING)
+    if tuning and tuning != "full":
+        name += f" ({tuning})"
     if row["sparsity"] == "none" or is_zero_shot(row["optimizer"], row["optimizer_target"]):
-        return row["optimizer"]
-    return f"{row['optimizer']} + {row['sparsity']} {row['sparsity_share']:g}"
+        return name
+    return f"{name} + {row['sparsity']} {row['sparsity_share']:g}"
 
 
 def _label(name: str, row: Row, keys: Sequence[str], *, absent: bool = False) -> str:

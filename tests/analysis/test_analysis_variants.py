@@ -34,6 +34,22 @@ def _labels(group: Group) -> dict[str, list[str]]:
     return {method.label: [curve.run_id for curve in method.done] for method in group.methods}
 
 
+def test_tuning_mode_is_part_of_a_methods_name(tmp_path: Path) -> None:
+    """Runs of before there were modes and full ones are one method; options of a mode are told."""
+    full, lora = {"kind": "full"}, {"kind": "lora", "r": 8}
+    plans = [
+        (synth.config(0), LINES),
+        (synth.config(1, **{"model.tuning": full}), LINES),
+        (synth.config(0, **{"model.tuning": lora}), LINES),
+        (synth.config(1, **{"model.tuning": {**lora, "r": 4}}), LINES),
+    ]
+    assert _labels(_group(tmp_path, plans)) == {
+        "mezo": ["00", "01"],
+        "mezo (lora), r 8": ["02"],
+        "mezo (lora), r 4": ["03"],
+    }
+
+
 @pytest.fixture
 def copied(both: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(both, tmp_path / "runs", symlinks=True))

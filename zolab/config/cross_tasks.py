@@ -203,7 +203,12 @@ def _flat_objective(cell: Cell) -> str | None:
 
 
 _FIRST_ORDER = "zolab.baselines."
-_UNTRAINED = ("zolab.baselines.ZeroShot",)
+#: Those that take no step on the objective: nothing to refuse.
+_UNTRAINED = (
+    "zolab.baselines.ZeroShot",
+    "zolab.baselines.ICL",
+    "zolab.baselines.LinearProbing",
+)
 _WITH_GRADIENT = ("zolab.optim.ForwardGrad",)
 
 

@@ -99,7 +99,8 @@ def wait_for_orphans(entries: Iterable[Entry]) -> bool:
     left = [e for e in entries if e.state == "submitted" and not jobs.of(e) and is_settling(e)]
     left = [entry for entry in left if not _is_held(entry.run_dir.parent / JOBS)]
     if left:
-        time.sleep(max(0.0, SETTLING_SECONDS - min(_seconds_old(entry) for entry in left)))
+        age = min(_seconds_old(entry) for entry in left)
+        time.sleep(max(0.0, SETTLING_SECONDS + 0.2 - age))  # file clocks tick coarsely
     return bool(left)
 
 

@@ -24,12 +24,14 @@ from zolab.optim import (
     TwoSided,
     ZeroOrder,
 )
+from zolab.optim.backend import Term, apply_term_
 from zolab.optim.engine import Engine, Update
 from zolab.optim.estimators import Estimate, Estimator, Point
 from zolab.optim.parameters import ParamInfo
 from zolab.optim.placements import Placement
 from zolab.optim.reference import ReferenceSgd
 from zolab.optim.rules import Rule
+from zolab.optim.rules.gradient import chunks, gradient, wide_dtype
 from zolab.optim.rules.sign import scalar_sign
 
 #: Names whose parameters a program does not decay.
@@ -119,6 +121,23 @@ class Signed(Rule):
         self, engine: Engine, info: ParamInfo, update: Update, mask: Any, stochastic: bool
     ) -> None:
         self.inner.apply_(engine, info, scalar_sign(update), mask, stochastic)
+
+
+class CoupledMomentum(Momentum):
+    """torch's SGD: the decay is part of the gradient, so it goes through the momentum too."""
+
+    def apply_(
+        self, engine: Engine, info: ParamInfo, update: Update, mask: Any, stochastic: bool
+    ) -> None:
+        decay = update.weight_decay[info.group]
+        move = Term(-update.lr[info.group], update.seeds[0], 1.0, stochastic)
+        for chunk in chunks(info, mask):
+            if info.name not in self._m:
+                self._m[info.name] = torch.zeros_like(info.data.view(-1), dtype=wide_dtype(info))
+            m = self._m[info.name][chunk.start : chunk.start + len(chunk.weight)]
+            m.mul_(self.beta).add_(gradient(engine, info, update, chunk))
+            m.add_(chunk.weight, alpha=decay)
+            apply_term_(chunk.weight, m, move, info.pid, chunk.start, chunk.mask)
 
 
 def make_optimizer(
@@ -215,7 +234,9 @@ def _rule(trace: Trace) -> Rule:
     if trainer == "zo_adam" or name == "adam":
         inner: Rule = Adam()
     elif hyper.get("momentum"):
-        inner = Momentum(hyper["momentum"])
+        # The zo_* trainers ignore weight decay, so only here does its place matter.
+        kind = CoupledMomentum if trainer == "forward_grad" else Momentum
+        inner = kind(hyper["momentum"])
     else:
         inner = Sgd()
     if trainer != "zo_sign_opt":

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from tests.test_resume import exact_rows, journal_text, kill_and_continue, prepare
-from zolab import assets, compose, run
-from zolab.checkpoint import load_tensors, weights_hash
+from zolab import assets, compose
+from zolab.checkpoint import Checkpoints, load_tensors, weights_hash
 from zolab.cli import main
 from zolab.errors import UserError
 from zolab.evaluate import evaluate
@@ -144,13 +144,13 @@ def test_checkpoint_of_a_frozen_base_holds_what_moves(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     saved: list[set[str]] = []
-    real = run.Checkpoints.save_best
+    real = Checkpoints.save_best
 
     def spy(self: Any, model: nn.Module, step: int) -> None:
         real(self, model, step)
         saved.append(set(self.load_best(step)))
 
-    monkeypatch.setattr(run.Checkpoints, "save_best", spy)
+    monkeypatch.setattr(Checkpoints, "save_best", spy)
     folder = prepare(tmp_path, *options("lora"))
     run_dir(folder)
     assert saved

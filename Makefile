@@ -15,16 +15,19 @@ export WANDB_DATA_DIR := $(HERE)/.cache/wandb
 export MPLCONFIGDIR := $(HERE)/.cache/matplotlib
 export OMP_WAIT_POLICY := passive
 
-.PHONY: demo test lint format bench chaos clean
+.PHONY: demo test test-slow lint format bench chaos clean
 
 demo: $(VENV)/.ready
 	$(BIN)/zolab experiment=demo sweep.retry=failed
 	$(BIN)/zolab report outputs/demo/runs --out outputs/demo/report
 
 test: $(VENV)/.ready
-	$(BIN)/python -m pytest -q -n 2 -m "not slurm" $(ARGS)
+	$(BIN)/python -m pytest -q -n 2 -m "not slurm and not slow" $(ARGS)
 	# One process for the tests of the cluster: two clusters do not come up at the same time.
-	$(BIN)/python -m pytest -q -m slurm $(ARGS)
+	$(BIN)/python -m pytest -q -m "slurm and not chaos" $(ARGS)
+
+test-slow: $(VENV)/.ready
+	$(BIN)/python -m pytest -q -n 2 -m slow $(ARGS)
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .

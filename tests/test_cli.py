@@ -181,7 +181,7 @@ def test_several_values_without_m_and_keys_given_twice_are_refused(
     ("arguments", "message"),
     [
         (["repot", "runs"], "repot: no such verb; did you mean 'report'?"),
-        (["xyz"], "xyz: no such verb (verbs: report"),
+        (["xyz"], "xyz: no such verb (verbs: plan, doctor, report"),
         (["--multirn"], "--multirn: no such option; did you mean '--multirun'?"),
         (["replay", "nope", "--step", "1", "--out", "x"], "RUN = 'nope': no run directory"),
         (["replay", "nope", "--step", "-1", "--out", "x"], "expected a whole number >= 0"),

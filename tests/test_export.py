@@ -126,7 +126,7 @@ def test_replay_gives_the_bits_of_the_run(finished: Path) -> None:
     assert weights_hash(rebuild(finished, 6).model) == result["weights_hash"]
 
 
-@pytest.mark.parametrize("kind", ["lora", "prefix"])
+@pytest.mark.parametrize("kind", ["lora", pytest.param("prefix", marks=pytest.mark.slow)])
 def test_killed_many_times_equals_undisturbed(kind: str, tmp_path: Path) -> None:
     given = (*options(kind)[:3], "train.checkpoint_minutes=0")
     whole, broken = prepare(tmp_path / "whole", *given), prepare(tmp_path / "broken", *given)

@@ -73,7 +73,9 @@ def kill_and_continue(folder: Path, kills: int, seed: int) -> str:
     ("name", "kills"),
     [
         *(("in_place", 10), ("paired_masked", 10), ("momentum", 4)),
-        *(("adamw", 4), ("hift", 3), ("galore", 3), ("apollo", 3)),
+        *(("adamw", 4), ("hift", 3)),
+        pytest.param("galore", 3, marks=pytest.mark.slow),
+        pytest.param("apollo", 3, marks=pytest.mark.slow),
     ],
 )
 def test_killed_many_times_equals_undisturbed(name: str, kills: int, tmp_path: Path) -> None:

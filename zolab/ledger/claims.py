@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from zolab.errors import UserError
 from zolab.ledger.files import (
     filesystem_time,
     link,
@@ -117,7 +118,7 @@ class Claim:
         """Renew the lease and publish `payload` (step, steps, loss, forwards_per_second, ...).
 
         Does nothing within `interval` seconds of the last time, unless `force`; returns whether it
-        wrote. Raises `Fenced` if the claim is not ours any more.
+        wrote. Raises `Fenced` if the claim is not ours any more, UserError if the disk is full.
         """
         now = time.monotonic()
         if not force and now - self._last_beat < self.interval:
@@ -127,7 +128,13 @@ class Claim:
         own["rss_bytes"] = resident_bytes()
         self._payload = dict(payload or {})
         body = {"state": "running", **self._payload, **own}
-        write_json(self.run_dir / "heartbeat", body, sync=False)
+        path = self.run_dir / "heartbeat"
+        try:
+            write_json(path, body, sync=False)
+        except OSError as error:
+            raise UserError(
+                f"{path}: cannot be written ({error}); free some space and run the same command again"
+            ) from error
         self._last_beat = now
         return True
 

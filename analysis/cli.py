@@ -12,17 +12,17 @@ from analysis import DEFAULT_BASELINE, SOURCES
 from zolab.errors import UserError
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """Arguments of the verb; mistakes are told in one line."""
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (see {self.prog} --help)")
 
 
-class _Reading:
+class Reading:
     """A bar over the logs that are being read, on a terminal only."""
 
-    def __enter__(self) -> _Reading:
+    def __enter__(self) -> Reading:
         self._bar: Any = None
         return self
 
@@ -53,7 +53,7 @@ def report(argv: Sequence[str]) -> int:
         UserError: wrong words, or see `analysis.report.build`.
         SystemExit: by argparse, with status 0 for --help.
     """
-    parser = _Parser(
+    parser = Parser(
         prog="zolab report",
         description="Convergence, speedup, time and memory tables from the logs of finished runs.",
     )
@@ -87,7 +87,7 @@ def report(argv: Sequence[str]) -> int:
     from analysis.targets import parse_target
 
     target = parse_target(args.target)
-    with _Reading() as reading:
+    with Reading() as reading:
         result = build(
             args.runs,
             args.out,

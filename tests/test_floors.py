@@ -34,6 +34,7 @@ FLOORS = {
     "zolab.train": 2,
     "zolab.job": 2,
     "zolab.learner": 2,
+    "zolab.watch": 2,
     "zolab.baselines": 2,
     "zolab.journal": 2,
     "zolab.checkpoint": 2,
@@ -73,6 +74,8 @@ HOMES = {
     "polars": ("analysis",),
     "plotly": ("analysis",),
     "matplotlib": ("analysis",),
+    "dash": ("analysis.dashboard",),
+    "flask": ("analysis.dashboard",),
 }
 
 

@@ -81,6 +81,11 @@ def report(argv: Sequence[str]) -> int:
         help="level of the time-to-target tables: final (the baseline's, default), fraction:0.9 "
         "of its way there, or absolute:0.8",
     )
+    parser.add_argument(
+        "--publish",
+        metavar="PROJECT",
+        help="also make a W&B report in this project (needs wandb-workspaces and a login)",
+    )
     args = parser.parse_args(argv)
     # Behind the parser, so that --help does not wait for polars and plotly.
     from analysis.report import build
@@ -97,4 +102,8 @@ def report(argv: Sequence[str]) -> int:
             watch=reading.show,
         )
     print(result.text, end="")
+    if args.publish:
+        from analysis.publish import publish
+
+        print(f"W&B report: {publish(result.contents, args.publish, 'zolab report')}")
     return 0

@@ -67,6 +67,7 @@ HOMES = {
     "hydra": ("zolab.compose", "zolab.cli", "zolab.begin", "launchers", "hydra_plugins"),
     "omegaconf": ("zolab.compose", "zolab.cli", "launchers", "hydra_plugins"),
     "wandb": ("zolab.tracking.wandb", "analysis.reading.online"),
+    "wandb_workspaces": ("analysis.publish",),
     "transformers": ("zolab.models", "zolab.integrations"),
     "peft": ("zolab.models.tuning",),
     "datasets": ("zolab.data",),

@@ -26,7 +26,10 @@ class Watch:
     """
 
     def __init__(self, model: nn.Module, learner: Learner) -> None:
-        self._params = [p for p in model.parameters() if p.device.type != "meta"]
+        held = (p for p in model.parameters() if p.device.type != "meta")
+        self._params = [p for p in held if p.is_floating_point()]
+        self._training = [p for p in self._params if p.requires_grad]
+        self._stride = max(1, sum(p.numel() for p in self._training) // SAMPLE)
         self._journaled = learner.journaled
         self._groups = learner.param_groups
         self._begin = list(self._sample()) if learner.journaled else []
@@ -50,10 +53,12 @@ class Watch:
         """Share of the sampled weights that are not what the run began with."""
         if not self._begin:
             return {}
-        now = list(self._sample())
-        total = sum(part.numel() for part in now)
-        same = sum(int((a == b).sum()) for a, b in zip(self._begin, now, strict=True))
-        return {"zo/moved_share": 1.0 - same / total if total else 0.0}
+        # A block that lies elsewhere at the moment (offload) is not looked at.
+        pairs = zip(self._begin, self._sample(), strict=True)
+        now = [(a, b) for a, b in pairs if a.shape == b.shape and a.device == b.device]
+        total = sum(b.numel() for _, b in now)
+        same = sum(int((a == b).sum()) for a, b in now)
+        return {"zo/moved_share": 1.0 - same / total} if total else {}
 
     def tell(self, rows: Mapping[int, Mapping[str, Any]], progress: Progress) -> None:
         """Say each finding once: after the first rows, and whenever their number has doubled."""
@@ -71,7 +76,5 @@ class Watch:
 
     def _sample(self) -> Iterable[Tensor]:
         """Evenly spaced weights of every parameter that trains."""
-        training = [p for p in self._params if p.requires_grad]
-        stride = max(1, sum(p.numel() for p in training) // SAMPLE)
-        for parameter in training:
-            yield parameter.detach().flatten()[::stride].clone()
+        for parameter in self._training:
+            yield parameter.detach().flatten()[:: self._stride].clone()

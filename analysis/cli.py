@@ -12,17 +12,17 @@ from analysis import DEFAULT_BASELINE, SOURCES
 from zolab.errors import UserError
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """Arguments of the verb; mistakes are told in one line."""
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (see {self.prog} --help)")
 
 
-class _Reading:
+class Reading:
     """A bar over the logs that are being read, on a terminal only."""
 
-    def __enter__(self) -> _Reading:
+    def __enter__(self) -> Reading:
         self._bar: Any = None
         return self
 
@@ -53,7 +53,7 @@ def report(argv: Sequence[str]) -> int:
         UserError: wrong words, or see `analysis.report.build`.
         SystemExit: by argparse, with status 0 for --help.
     """
-    parser = _Parser(
+    parser = Parser(
         prog="zolab report",
         description="Convergence, speedup, time and memory tables from the logs of finished runs.",
     )
@@ -81,13 +81,18 @@ def report(argv: Sequence[str]) -> int:
         help="level of the time-to-target tables: final (the baseline's, default), fraction:0.9 "
         "of its way there, or absolute:0.8",
     )
+    parser.add_argument(
+        "--publish",
+        metavar="PROJECT",
+        help="also make a W&B report in this project (needs wandb-workspaces and a login)",
+    )
     args = parser.parse_args(argv)
     # Behind the parser, so that --help does not wait for polars and plotly.
     from analysis.report import build
     from analysis.targets import parse_target
 
     target = parse_target(args.target)
-    with _Reading() as reading:
+    with Reading() as reading:
         result = build(
             args.runs,
             args.out,
@@ -97,4 +102,8 @@ def report(argv: Sequence[str]) -> int:
             watch=reading.show,
         )
     print(result.text, end="")
+    if args.publish:
+        from analysis.publish import publish
+
+        print(f"W&B report: {publish(result.contents, args.publish, 'zolab report')}")
     return 0

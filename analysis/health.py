@@ -19,20 +19,22 @@ COLUMNS = (
     "zero_share", "signal", "loss_noise", "signal_to_noise", "signal_steps", "eps_rounding",
     "moved_share", "change", "change_error", "diverged", "advice_lr", "advice_eps", "warnings",
 )  # fmt: skip
-#: Rows looked at in a long log: evenly spaced, the last one among them.
 _MAX_ROWS = 2000
 
 
-def health_of(log: pl.DataFrame, eps: float | None, dtype: str) -> Health:
+def health_of(
+    log: pl.DataFrame, eps: float | None, dtype: str, max_rows: int = _MAX_ROWS
+) -> Health:
     """Health of one run.
 
     Args:
         log: its rows, see `reading.log.RunLog.table`.
         eps: perturbation scale, None when unknown.
         dtype: format of its weights, e.g. "bfloat16".
+        max_rows: of a longer log evenly spaced rows are looked at, the last one among them.
     """
     kept = log.select(name for name in LOGGED if name in log.columns)
-    thin = -(-kept.height // _MAX_ROWS)
+    thin = -(-kept.height // max_rows)
     if thin > 1:
         kept = kept.reverse().gather_every(thin).reverse()
     return assess({name: kept[name].to_list() for name in kept.columns}, eps=eps, dtype=dtype)
@@ -45,13 +47,14 @@ def run_health(runs: Runs) -> dict[str, Health]:
         log = runs.logs[row["run_id"]]
         if any(name.startswith("zo/") for name in log.columns):
             dtype = row.get("config.model.dtype") or "float32"
-            health = health_of(log, _eps(row), dtype)
+            health = health_of(log, eps_of(row), dtype)
             if health.num_rows:
                 found[row["run_id"]] = health
     return found
 
 
-def _eps(row: dict[str, Any]) -> float | None:
+def eps_of(row: dict[str, Any]) -> float | None:
+    """Perturbation scale of a row of `Runs.runs`, None where it has none."""
     try:
         return float(row.get("config.optimizer.eps") or "")
     except ValueError:
@@ -66,7 +69,7 @@ def csv_rows(runs: Runs) -> list[dict[str, Any]]:
         row = about[run_id]
         facts = {name: value for name, value in vars(health).items() if name in COLUMNS}
         record = {name: row[name] for name in COLUMNS if name in row} | facts
-        record |= {"eps": _eps(row), "advice_lr": health.lr, "advice_eps": health.eps}
+        record |= {"eps": eps_of(row), "advice_lr": health.lr, "advice_eps": health.eps}
         rows.append(record | {"lr": row["lr"], "warnings": "; ".join(health.warnings)})
     return rows
 
@@ -97,12 +100,12 @@ def health_table(runs: Runs, groups: Sequence[Group]) -> Table | None:
     if not rows:
         return None
     notes = [
-        "Medians over finished seeds, recomputed from the logs. Zero: share of steps whose "
-        "coefficients were exactly 0. |L+ − L−|: nats, and over the spread of the training loss "
-        "from batch to batch. eps / rounding: rounding steps of the stored format by which eps "
-        "moves a weight of root-mean-square size. Moved: share of a sample of weights that are "
-        "not what the run began with. Advice: direction for lr and eps that most seeds point to; "
-        "sentences are in health.csv."
+        "Medians over finished seeds, recomputed from the logs. Zero: share of coefficients that "
+        "were exactly 0. |L+ − L−|: nats, and over the spread of the training loss from batch to "
+        "batch. eps / rounding: rounding steps of the stored format by which eps moves a weight "
+        "of root-mean-square size. Moved: share of a sample of weights that are not what the run "
+        "began with. Advice: direction for lr and eps that most seeds point to; sentences are in "
+        "health.csv."
     ]
     headers = ["method", "zero", "|L+ − L−|", "over batch noise", "eps / rounding", "moved",
                "diverged", "advice"]  # fmt: skip

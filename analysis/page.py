@@ -25,16 +25,19 @@ from analysis.tables import Table, rate
 _WHERE = ("run_root", "tracking", "launcher", "sweep")
 
 
-def page(report: Contents, runs: Runs, colour: dict[str, str]) -> str:
+def page(
+    report: Contents, runs: Runs, colour: dict[str, str], grid: go.Figure | None = None
+) -> str:
     """The whole page.
 
     Args:
         report: what to show.
         runs: all runs, for the list at the end.
         colour: colour of each method label.
+        grid: a figure over all runs to stand first.
     """
     groups = report.groups
-    blocks: list[str] = []
+    blocks = [] if grid is None else [_figure_card("grid", "Grid", [("", grid)])]
     for number, group in enumerate(groups):
         if len(groups) > 1:
             heading = _text(f"{group.model} on {group.task}")
@@ -44,7 +47,7 @@ def page(report: Contents, runs: Runs, colour: dict[str, str]) -> str:
         blocks.append('<h2 id="all">Over all of them</h2>')
         blocks += [_card(_heading(table) + _table(table, colour, {})) for table in report.overall]
     done = int((runs.runs["state"] == "done").sum())
-    title = ", ".join(f"{group.model} on {group.task}" for group in groups[:3])
+    title = ", ".join(f"{group.model} on {group.task}" for group in groups[:3]) or "runs"
     title += ", …" if len(groups) > 3 else ""
     links = "".join(
         f'<a href="#g{i}">{_text(f"{group.model} on {group.task}")}</a>'

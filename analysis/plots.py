@@ -21,7 +21,7 @@ from analysis.tables import metric_name, scale
 
 #: Okabe and Ito's colours, which colour-blind readers can tell apart, without black and yellow:
 #: these are readable on white and on dark ground.
-_PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6BB1", "#8C564B")
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6BB1", "#8C564B")
 _CONSTANTS = ("#8a8f98", "#5f6772", "#a3a9b3")
 _DASHES = ("dash", "dot", "dashdot")
 AXIS_TITLES = {
@@ -35,7 +35,7 @@ AXIS_TITLES = {
 def colours(groups: Sequence[Group]) -> dict[str, str]:
     """One colour per method label, the same in every figure of a report."""
     labels = dict.fromkeys(method.label for group in groups for method in group.trained)
-    chosen = {label: _PALETTE[i % len(_PALETTE)] for i, label in enumerate(labels)}
+    chosen = {label: PALETTE[i % len(PALETTE)] for i, label in enumerate(labels)}
     flat = dict.fromkeys(m.label for g in groups for m in g.methods if m.zero_shot)
     return chosen | {label: _CONSTANTS[i % len(_CONSTANTS)] for i, label in enumerate(flat)}
 
@@ -72,7 +72,7 @@ def _convergence(group: Group, colour: dict[str, str], axis: str) -> go.Figure |
                     x=[*cost.tolist(), *cost[::-1].tolist()],
                     y=_finite(edge),
                     fill="toself",
-                    fillcolor=_translucent(ink),
+                    fillcolor=translucent(ink),
                     line={"width": 0},
                     mode="lines",
                     hoverinfo="skip",
@@ -112,9 +112,9 @@ def _convergence(group: Group, colour: dict[str, str], axis: str) -> go.Figure |
                     hovertemplate="%{y:.2f}",
                 )
             )
-    layout = _layout(AXIS_TITLES[axis], f"dev {metric_name(group.metric)}")
-    layout["hovermode"] = "closest"
-    return go.Figure(data, layout)
+    shape = layout(AXIS_TITLES[axis], f"dev {metric_name(group.metric)}")
+    shape["hovermode"] = "closest"
+    return go.Figure(data, shape)
 
 
 def speedup_figure(group: Group, colour: dict[str, str]) -> go.Figure | None:
@@ -147,15 +147,15 @@ def speedup_figure(group: Group, colour: dict[str, str]) -> go.Figure | None:
             )
         )
     base = html.escape(group.baseline.label, quote=False)
-    layout = _layout("", f"speedup over {base}")
-    layout["barmode"] = "group"
-    layout["uniformtext"] = {"minsize": 8, "mode": "hide"}
-    layout["yaxis"]["rangemode"] = "tozero"
-    layout["shapes"] = [
+    shape = layout("", f"speedup over {base}")
+    shape["barmode"] = "group"
+    shape["uniformtext"] = {"minsize": 8, "mode": "hide"}
+    shape["yaxis"]["rangemode"] = "tozero"
+    shape["shapes"] = [
         {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": 1, "y1": 1,
          "line": {"dash": "dot", "width": 1.5, "color": "#8a8f98"}}
     ]  # fmt: skip
-    return go.Figure(data, layout)
+    return go.Figure(data, shape)
 
 
 def _bar_text(result: stats.Speedup | None) -> str:
@@ -173,12 +173,12 @@ def _finite(values: np.ndarray) -> list[float | None]:
     return [float(value) if math.isfinite(value) else None for value in values]
 
 
-def _translucent(ink: str) -> str:
+def translucent(ink: str) -> str:
     red, green, blue = (int(ink[i : i + 2], 16) for i in (1, 3, 5))
     return f"rgba({red},{green},{blue},0.15)"
 
 
-def _layout(x_title: str, y_title: str) -> dict[str, Any]:
+def layout(x_title: str, y_title: str) -> dict[str, Any]:
     """Layout without colours of text and ground: the page sets those by its light or dark mode."""
     return {
         "template": "none",

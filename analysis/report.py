@@ -25,11 +25,13 @@ class ReportResult:
         paths: file name to path, in the order in which a reader wants them.
         text: the main tables for the terminal, ending in the paths.
         notes: sentences about what was skipped, damaged or could not be computed.
+        contents: every table.
     """
 
     paths: dict[str, Path]
     text: str
     notes: tuple[str, ...]
+    contents: Contents
 
 
 def build(
@@ -78,7 +80,7 @@ def build(
             _write(paths[name], content)
     except OSError as error:
         raise UserError(f"--out={out}: cannot be written ({error.strerror})") from error
-    return ReportResult(paths, _terminal(report, logs, out), report.notes)
+    return ReportResult(paths, _terminal(report, logs, out), report.notes, report)
 
 
 def _in_order(report: Contents) -> list[tables.Table]:

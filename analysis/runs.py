@@ -145,7 +145,7 @@ def _require_folder(path: Path) -> None:
         raise UserError(f"{path}: no permission to read this folder of runs")
 
 
-def _describe(run: RunLog) -> dict[str, Any]:
+def describe(run: RunLog) -> dict[str, Any]:
     """The row of the runs table.
 
     Raises:
@@ -186,9 +186,13 @@ def _state(run: RunLog, row: dict[str, Any]) -> str:
     if not run.table.height:
         return "not started"
     zero_shot = is_zero_shot(row["optimizer"], row["optimizer_target"])
-    last = run.table.filter(pl.col("step") == (0 if zero_shot else row["train_steps"]))
-    read = [name for name in last.columns if name.startswith("test/")]
-    return "done" if any(last[name].count() for name in read) else "unfinished"
+    last = 0 if zero_shot else row["train_steps"]
+    steps = run.table["step"].to_numpy()
+    at = int(steps.searchsorted(last))
+    if at == steps.size or steps[at] != last:
+        return "unfinished"
+    read = [name for name in run.table.columns if name.startswith("test/")]
+    return "done" if any(run.table[name][at] is not None for name in read) else "unfinished"
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, str]:
@@ -218,7 +222,7 @@ def _tables(logs: Iterable[RunLog], notes: list[str], source: str) -> Runs:
             notes.append(f"run {log.run_id}: found twice, counted once")
             continue
         try:
-            described[log.run_id] = _describe(log)
+            described[log.run_id] = describe(log)
         except Unreadable as error:
             notes.append(f"run {log.run_id}: unreadable, left out ({error})")
             continue

@@ -76,6 +76,22 @@ def variants(rows: Sequence[Row]) -> list[Variant]:
     return [*finished.values(), *lone.values()]
 
 
+def labels(rows: Sequence[Row]) -> dict[str, str]:
+    """run_id to the name of its method, told apart from all others here, finished or not.
+
+    For a view of runs that are still going on; tables use `variants`.
+    """
+    every = {key: None for row in rows for key in row}
+    by_name: dict[str, list[Row]] = {}
+    for row in rows:
+        by_name.setdefault(_name(row), []).append(every | row)
+    found = {}
+    for name, members in by_name.items():
+        keys = [k for k in _differing(members) if not _below(k[7:], ("model", "task"))]
+        found |= {row["run_id"]: _label(name, row, keys, absent=True) for row in members}
+    return found
+
+
 def without_twins(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
     """Leave out a run with placement `auto` where its seed and rate also ran with an explicit one.
 

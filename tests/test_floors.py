@@ -34,6 +34,7 @@ FLOORS = {
     "zolab.train": 2,
     "zolab.job": 2,
     "zolab.learner": 2,
+    "zolab.watch": 2,
     "zolab.baselines": 2,
     "zolab.journal": 2,
     "zolab.checkpoint": 2,
@@ -66,6 +67,7 @@ HOMES = {
     "hydra": ("zolab.compose", "zolab.cli", "zolab.begin", "launchers", "hydra_plugins"),
     "omegaconf": ("zolab.compose", "zolab.cli", "launchers", "hydra_plugins"),
     "wandb": ("zolab.tracking.wandb", "analysis.reading.online"),
+    "wandb_workspaces": ("analysis.publish",),
     "transformers": ("zolab.models", "zolab.integrations"),
     "peft": ("zolab.models.tuning",),
     "datasets": ("zolab.data",),
@@ -73,6 +75,8 @@ HOMES = {
     "polars": ("analysis",),
     "plotly": ("analysis",),
     "matplotlib": ("analysis",),
+    "dash": ("analysis.dashboard",),
+    "flask": ("analysis.dashboard",),
 }
 
 

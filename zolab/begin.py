@@ -37,6 +37,7 @@ from zolab.tally import Counters, Metrics
 from zolab.tasks.base import fingerprint
 from zolab.tracking.wandb import WandbMirror
 from zolab.train import train
+from zolab.watch import Watch
 
 
 def prepare(
@@ -55,6 +56,7 @@ def prepare(
     memory = PeakMemory(loaded.model, study.scorer.device)
     total = settings["steps"]
     progress_label = folder.name[:8]
+    watch = Watch(loaded.model, learner)  # before a resume moves the weights
     metrics = Metrics(folder)
     counters, records = Counters(), []
     journal = None
@@ -106,6 +108,7 @@ def prepare(
         records=records,
         ranks=ranks,
         counters=counters,
+        watch=watch,
         data={f"num_{k}": len(v) for k, v in examples.items()}
         | {"fingerprint": fingerprint(examples)},
         model=share | {"revision": cell["model"]["revision"]},

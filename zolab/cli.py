@@ -284,6 +284,12 @@ def _summary(result: dict[str, Any], folder: Path) -> str:
 # --- verbs -----------------------------------------------------------------------------------
 
 
+def _dashboard(arguments: list[str]) -> int:
+    from analysis.dashboard.cli import dashboard
+
+    return int(dashboard(arguments))
+
+
 def _report(arguments: list[str]) -> int:
     from analysis.cli import report
 
@@ -328,6 +334,7 @@ VERBS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "plan": (_plan, "the cells of a grid: state, memory, disk and GPU-hours; loads nothing"),
     "doctor": (_doctor, "look a cell over: prompt, tokens, memory, self-check, one timed step"),
     "report": (_report, "tables, plots and a page from the logs of a runs folder"),
+    "dashboard": (_dashboard, "a live page over a runs folder"),
     "replay": (_replay, "rebuild the weights of a run at any step and write a model"),
     "export": (_export, "write the tuned model or adapter of a run, at its best step or any"),
     "status": (_sweep_verb("status"), "the cells of a runs folder: state, job, step, time left"),

@@ -16,6 +16,7 @@ from zolab.parallel import Ranks
 from zolab.prepare import Study
 from zolab.progress import Progress
 from zolab.tally import Counters, Metrics
+from zolab.watch import Watch
 
 
 @dataclass
@@ -30,6 +31,7 @@ class Job:
         ranks: the processes of this cell; None if there is one. Only the first one, which leads,
             holds the claim and writes; the others take the same steps.
         data: sizes and fingerprint of the splits, for the record.
+        watch: looks at the health of the run; None in processes that do not write.
         model: how much of the model trains, and its commit, for the record.
     """
 
@@ -50,6 +52,7 @@ class Job:
     records: list[JournalRow] = field(default_factory=list)
     ranks: Ranks | None = None
     counters: Counters = field(default_factory=Counters)
+    watch: Watch | None = None
 
     @property
     def scorer(self) -> Scorer:

@@ -53,8 +53,9 @@ class _Loop:
         self.reader: Scorer | Reader = job.scorer
         rows = [row for step, row in job.metrics.rows.items() if step <= self.step]
         self.train_seconds = self._seconds_so_far(rows)
-        self._since = {"steps": 0, "seconds": 0.0, "forward": 0.0}
+        self._since = {"steps": 0, "seconds": 0.0, "forward": 0.0, "data": 0.0}
         self._saved, self._saved_step = time.monotonic(), self.step
+        self._evaluation_seconds = 0.0
         self._last_loss: float | None = None
         self._shown = False
         self._startup: float | None = None
@@ -95,6 +96,7 @@ class _Loop:
         self._set_lr(step)
         indices = self.order.batch(step)
         closure = self._closure(indices)
+        self._since["data"] += time.perf_counter() - begin
         learner.step(closure)
         record = learner.last
         if job.journal is not None:
@@ -157,11 +159,10 @@ class _Loop:
             self.final_hash = weights_hash(self.job.scorer.model)
         if known is None:
             row: dict[str, Any] = {"step": step, **self._sums()}
-            if record is not None:
-                row |= self._training(record)
+            row |= self._first() if record is None else self._training(record)
             if evaluated:
                 self.job.learner.flush()
-                row |= self._evaluate("dev")
+                row |= self._moved() | self._evaluate("dev")
         else:
             row = known
         if evaluated and self._consider(row) and self.job.learner.trains:
@@ -176,6 +177,8 @@ class _Loop:
         if evaluated:
             self._evaluated = {k: v for k, v in row.items() if k.startswith("dev/")}
             self.job.progress.evaluated(step, row)
+        if self.job.watch is not None:
+            self.job.watch.tell(self.job.metrics.rows, self.job.progress)
 
     def _sums(self) -> dict[str, Any]:
         counters, step = self.job.counters, self.step
@@ -189,6 +192,12 @@ class _Loop:
             out["zo/zero_coefficient_share"] = zeros / count if count else 0.0
             out["zo/nonfinite_total"] = counters.nonfinite
         return out
+
+    def _first(self) -> dict[str, float]:
+        return {} if self.job.watch is None else self.job.watch.facts()
+
+    def _moved(self) -> dict[str, float]:
+        return {} if self.job.watch is None else self.job.watch.moved()
 
     def _training(self, record: JournalRow) -> dict[str, float]:
         out = {"train/loss": record.loss, "train/lr": record.lr}
@@ -211,10 +220,14 @@ class _Loop:
         if since["steps"]:
             out["perf/step_seconds"] = since["seconds"] / since["steps"]
             out["perf/forward_seconds"] = since["forward"] / since["steps"]
+            out["perf/data_seconds"] = since["data"] / since["steps"]
             if self.job.ranks is not None:
                 out["perf/payload_bytes"] = self.job.ranks.payload_bytes / since["steps"]
                 self.job.ranks.payload_bytes = 0
-        self._since = {"steps": 0, "seconds": 0.0, "forward": 0.0}
+        self._since = {"steps": 0, "seconds": 0.0, "forward": 0.0, "data": 0.0}
+        if self._evaluation_seconds:
+            out["perf/evaluation_seconds"] = self._evaluation_seconds
+        self._evaluation_seconds = 0.0
         return out
 
     def _memory(self) -> dict[str, int]:
@@ -232,9 +245,11 @@ class _Loop:
         job, study, size = self.job, self.job.study, self.job.settings["eval_batch_size"]
         if job.learner.trains:
             job.memory.lap(STEPS)
+        begin = time.perf_counter()
         row = evaluate(
             self.reader, study.splits[split], size, self._between, study.likelihood, study.generator
         ).row(split)
+        self._evaluation_seconds += time.perf_counter() - begin
         job.memory.lap(EVALUATION)
         facts = job.learner.facts
         return row | {key: facts[key] for key in facts if key.startswith(f"{split}/")}

@@ -30,6 +30,10 @@ _STAND_INS = (
 )
 
 
+#: Bytes below which the plain parser is the quicker one.
+_SMALL = 32768
+
+
 def run_folders(runs_dir: Path) -> list[Path]:
     """Run folders below `runs_dir` in order, or itself; dot folders are none."""
     below = sorted(path for path in runs_dir.iterdir() if path.is_dir())
@@ -51,7 +55,7 @@ def read_folders(
 
     def one(folder: Path) -> RunLog | str:
         try:
-            return _cached(folder, cache)
+            return read_cached(folder, cache)
         except (Unreadable, OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             reason = " ".join(str(error).split())
             return f"run {folder.name}: unreadable, left out ({reason})"
@@ -69,7 +73,8 @@ def read_folders(
     return logs
 
 
-def _cached(folder: Path, cache: Cache) -> RunLog:
+def read_cached(folder: Path, cache: Cache) -> RunLog:
+    """`read_folder`, or the copy of what it gave for the same files."""
     mark = fingerprint([folder / name for name in _ALL_FILES])
     found = cache.get(folder, mark)
     if found is not None:
@@ -121,7 +126,7 @@ def _metrics(data: bytes, log: RunLog) -> pl.DataFrame:
     """Rows as logged; the fast parser first, line by line where it gives up."""
     if not data.strip():
         return EMPTY
-    table = _parse_all(data)
+    table = None if len(data) < _SMALL else _parse_all(data)
     return _parse_lines(data, log) if table is None else table
 
 

@@ -7,6 +7,7 @@ import math
 import shutil
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import analysis_synth as synth
@@ -15,10 +16,12 @@ import pytest
 from analysis import across, cost, figures, latex, plots, reproduction, speedup
 from analysis.methods import Group, group_runs
 from analysis.paper.make import yaml_files
+from analysis.publish import publish
 from analysis.report import build
 from analysis.runs import read_local
 from analysis.tables import Table
 from analysis.targets import parse_target
+from zolab.errors import UserError
 
 RANDOM = synth.masked("random", 0.5)
 
@@ -246,3 +249,31 @@ def test_figures_in_three_forms(two_tasks: Path, tmp_path: Path) -> None:
             assert paths[name + suffix].read_bytes().startswith(head)
     rows = list(csv.DictReader((out / "speedup.csv").open()))
     assert {row["rule"] for row in rows} == {"absolute"}
+
+
+def test_publishing_sends_every_table(two_tasks: Path, tmp_path: Path) -> None:
+    made: dict[str, Any] = {}
+
+    class Report:
+        url = "https://example.invalid/r"
+
+        def __init__(self, **given: Any) -> None:
+            made.update(given)
+
+        def save(self) -> None:
+            made["saved"] = True
+
+    def refuse(**_: Any) -> None:
+        raise ValueError("no such\nproject")
+
+    block = SimpleNamespace
+    report = build(two_tasks, tmp_path / "out").contents
+    good = SimpleNamespace(Report=Report, MarkdownBlock=block)
+    assert publish(report, "me/zolab", "T", good) == Report.url
+    assert (made["entity"], made["project"], made["saved"]) == ("me", "zolab", True)
+    texts = [part.text for part in made["blocks"]]
+    assert any("mezo + random 0.5" in text for text in texts)
+    assert len(texts) >= len(report.mains) + len(report.overall)
+    bad = SimpleNamespace(Report=refuse, MarkdownBlock=block)
+    with pytest.raises(UserError, match=r"^--publish=zolab: no such project$"):
+        publish(report, "zolab", "T", bad)

@@ -10,7 +10,7 @@ import itertools
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 #: Rows with a training loss below which nothing is said.
 MIN_ROWS = 8
@@ -30,7 +30,7 @@ class Health:
 
     Attributes:
         num_rows: rows with a training loss.
-        zero_share: share of steps whose coefficients were all exactly 0.
+        zero_share: share of coefficients that were exactly 0 (of steps, in logs without that).
         signal: median of |L+ - L-|, nats.
         loss_noise: spread of the training loss from batch to batch, nats: the standard deviation
             of differences of consecutive rows over the square root of 2.
@@ -45,6 +45,7 @@ class Health:
         lr: "down", "up" or "" for the direction that the signs point to.
         eps: the same for eps.
         warnings: one sentence per finding, empty for a healthy run.
+        signs: a short name for each of them.
     """
 
     num_rows: int
@@ -61,6 +62,7 @@ class Health:
     lr: str = ""
     eps: str = ""
     warnings: tuple[str, ...] = ()
+    signs: tuple[str, ...] = ()
 
 
 def assess(
@@ -70,8 +72,7 @@ def assess(
 
     Args:
         columns: key to one entry per row, in order of steps, None where a row lacks the key:
-            "train/loss", "train/loss_plus", "train/loss_minus", "zo/zero_share",
-            "zo/nonfinite_total", "zo/moved_share", "model/weight_rms", "dev/loss".
+            any of `COLUMNS`.
         eps: perturbation scale, None when unknown.
         dtype: format in which the weights are stored.
     """
@@ -92,7 +93,9 @@ def assess(
     risen = change is not None and error is not None and change > max(_FAR * error, 0.05)
     found = Health(
         num_rows=len(losses),
-        zero_share=_last(columns, "zo/zero_share"),
+        zero_share=_first_of(
+            _last(columns, "zo/zero_coefficient_share"), _last(columns, "zo/zero_share")
+        ),
         signal=signal,
         loss_noise=noise,
         signal_to_noise=_ratio(signal, noise),
@@ -112,39 +115,41 @@ def assess(
 
 def _judged(found: Health, level: float | None, nonfinite: float, fallen: bool) -> Health:
     """The same with its warnings and directions; `fallen`: the dev loss is below its start."""
-    said: list[str] = []
+    said: dict[str, str] = {}
     lr = eps = ""
     if found.diverged:
-        said.append("the loss has risen or is not finite: it diverges; try a lower optimizer.lr")
+        said["diverged"] = (
+            "the loss has risen or is not finite: it diverges; try a lower optimizer.lr"
+        )
         lr = "down"
     elif nonfinite:
-        said.append(f"{nonfinite:.0f} step(s) were skipped for a loss that was not finite")
+        said["nonfinite"] = f"{nonfinite:.0f} step(s) were skipped for a loss that was not finite"
     if found.zero_share is not None and found.zero_share > _ZERO_SHARE:
-        said.append(
-            f"{found.zero_share:.0%} of the steps had coefficients of exactly 0: both losses came "
-            "out the same; try a larger optimizer.eps or a finer dtype"
+        said["zeros"] = (
+            f"{found.zero_share:.0%} of the coefficients were exactly 0: both losses came out the "
+            "same; try a larger optimizer.eps or a finer dtype"
         )
         eps = "up"
     elif found.signal_steps is not None and found.signal_steps < _SIGNAL_STEPS:
-        said.append(
+        said["rounding"] = (
             f"|L+ - L-| is {found.signal_steps:.1f} rounding steps of the loss: coefficients are "
             "mostly rounding; try a larger optimizer.eps"
         )
         eps = "up"
     if found.eps_rounding is not None and found.eps_rounding < 1.0:
-        said.append(
+        said["eps_lost"] = (
             f"eps moves a typical weight by {found.eps_rounding:.2f} of its rounding step: much "
             "of the perturbation is lost; try a larger optimizer.eps or model.dtype=float32"
         )
         eps = "up"
     if found.signal is not None and level and found.signal > _LOCAL * abs(level):
-        said.append(
+        said["not_local"] = (
             f"|L+ - L-| is {found.signal / abs(level):.0%} of the loss: no small step any more; "
             "try a smaller optimizer.eps"
         )
         eps = "down"
     if found.moved_share is not None and found.moved_share < _MOVED and not lr:
-        said.append(
+        said["not_moved"] = (
             f"{found.moved_share:.1%} of the weights have moved: updates are rounded away or "
             "masked; try a higher optimizer.lr"
         )
@@ -153,17 +158,22 @@ def _judged(found: Health, level: float | None, nonfinite: float, fallen: bool) 
     # A few batches say little: what dev says, where it was read, comes first.
     enough = found.num_rows >= 4 * MIN_ROWS and not lr and not fallen
     if enough and change is not None and error is not None and change > -error:
-        said.append(
+        said["flat"] = (
             f"the training loss has not fallen ({change:+.4f} ± {error:.4f}); try a higher "
             "optimizer.lr"
         )
         lr = "up"
-    return Health(**{**vars(found), "lr": lr, "eps": eps, "warnings": tuple(said)})
+    words = {"warnings": tuple(said.values()), "signs": tuple(said)}
+    return replace(found, lr=lr, eps=eps, **words)
 
 
 def _last(columns: Mapping[str, Sequence[float | None]], key: str) -> float | None:
     known = [v for v in columns.get(key, ()) if v is not None]
     return float(known[-1]) if known else None
+
+
+def _first_of(value: float | None, other: float | None) -> float | None:
+    return other if value is None else value
 
 
 def _ratio(value: float | None, unit: float | None) -> float | None:
@@ -197,6 +207,6 @@ def _dev_rise(columns: Mapping[str, Sequence[float | None]], noise: float | None
 
 #: Columns that `assess` looks at.
 COLUMNS = (
-    "train/loss", "train/loss_plus", "train/loss_minus", "zo/zero_share", "zo/nonfinite_total",
-    "zo/moved_share", "model/weight_rms", "dev/loss",
+    "train/loss", "train/loss_plus", "train/loss_minus", "zo/zero_coefficient_share",
+    "zo/zero_share", "zo/nonfinite_total", "zo/moved_share", "model/weight_rms", "dev/loss",
 )  # fmt: skip

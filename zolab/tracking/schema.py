@@ -45,6 +45,9 @@ COLUMNS: dict[str, Column] = {
         "", "share of coefficients so far, over all probes, that were exactly 0"
     ),
     "zo/nonfinite_total": Column("steps", "steps so far that were skipped for a non-finite loss"),
+    "zo/moved_share": Column("", "share of a sample of weights that differ from the start's"),
+    "model/num_params": Column("", "weights of the model, in the first row"),
+    "model/weight_rms": Column("", "root mean square of the weights at the start, first row"),
     "dev/loss": Column("nats", "mean loss over the dev set"),
     "dev/accuracy": Column("", "share of dev examples answered correctly, 0 to 1"),
     "dev/f1": Column("", "mean token F1 of the answers generated for the dev set, 0 to 1"),
@@ -57,6 +60,8 @@ COLUMNS: dict[str, Column] = {
     "perf/step_seconds": Column("s", "mean time of a step since the last row", True),
     "perf/forward_seconds": Column("s", "mean time of a step's forwards since the last row", True),
     "perf/payload_bytes": Column("bytes", "what a process of several sends in a step", True),
+    "perf/data_seconds": Column("s", "mean time to make a step's batch since the last row", True),
+    "perf/evaluation_seconds": Column("s", "time of the evaluations for this row", True),
     "dev/demonstrations": Column("", "answered examples before a dev question (ICL), mean"),
     "test/demonstrations": Column("", "answered examples before a test question (ICL), mean"),
     "perf/peak_bytes": Column(

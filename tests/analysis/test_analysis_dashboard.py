@@ -287,6 +287,7 @@ def test_a_session_in_a_browser(browser: Any, serve: Callable[[Path], str], tmp_
     _quiet(browser)
 
 
+@pytest.mark.slow
 @needs_browser
 def test_a_thousand_runs(browser: Any, serve: Callable[[Path], str], tmp_path: Path) -> None:
     """The overview is in the first answer, so painting it takes no call of the server's more."""

@@ -133,7 +133,8 @@ class Claim:
             write_json(path, body, sync=False)
         except OSError as error:
             raise UserError(
-                f"{path}: cannot be written ({error}); free some space and run the same command again"
+                f"{path}: cannot be written ({error}); free some space and run the same "
+                "command again"
             ) from error
         self._last_beat = now
         return True

@@ -14,7 +14,10 @@ from tests.test_resume import exact_rows, journal_text, prepare
 from zolab import compose, ledger
 
 #: What a result tells about the machine and the moment, not about the run.
-MEASURED = {"train_seconds", "wall_seconds", "peak_bytes", "num_attempts"}
+MEASURED = {
+    "train_seconds", "wall_seconds", "first_step_seconds", "peak_bytes", "base_bytes",
+    "eval_peak_bytes", "num_attempts",
+}  # fmt: skip
 
 
 def cells_in(root: Path) -> list[dict]:

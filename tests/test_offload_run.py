@@ -9,14 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra.errors import HydraException
 from safetensors import safe_open
 from safetensors.torch import load_file
 
 from tests.test_resume import ROOT, exact_rows, journal_text, kill_and_continue, prepare
 from zolab import assets, compose
 from zolab.checkpoint import weights_hash
-from zolab.compose.overrides import explain
 from zolab.errors import UserError
 from zolab.offloading import convert
 from zolab.optim.offload import Free
@@ -143,6 +141,7 @@ def test_a_plan_that_does_not_fit_is_told_before_training(
     ("options", "said"),
     [
         (("optimizer=mezo_svrg",), "offload with optimizer mezo_svrg: it holds a second copy"),
+        (("optimizer=forward_grad",), "forward-gradient"),
         (("optimizer=zo_block_wise",), "offload with optimizer zo_block_wise: block-wise steps"),
         (
             ("optimizer=mezo_adam", "optimizer.placement.tier=disk"),
@@ -155,16 +154,6 @@ def test_a_plan_that_does_not_fit_is_told_before_training(
 def test_what_cannot_go_together_is_refused_when_planned(options: tuple, said: str) -> None:
     with pytest.raises(UserError, match=said):
         compose.check(compose.compose([*options, "optimizer/placement=offload"]))
-
-
-def test_forward_gradient_has_no_placement() -> None:
-    """Its derivative needs every weight at once, in one pass with tangents."""
-    with pytest.raises(HydraException) as caught:
-        compose.compose(["optimizer=forward_grad", "optimizer/placement=offload"])
-    assert explain(caught.value) == (
-        "optimizer/placement: the chosen optimizer has no such part (it evaluates no perturbed "
-        "losses)"
-    )
 
 
 def test_a_model_that_cannot_be_paired_is_told_before_training(

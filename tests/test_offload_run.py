@@ -141,6 +141,7 @@ def test_a_plan_that_does_not_fit_is_told_before_training(
     ("options", "said"),
     [
         (("optimizer=mezo_svrg",), "offload with optimizer mezo_svrg: it holds a second copy"),
+        (("optimizer=forward_grad",), "forward-gradient"),
         (("optimizer=zo_block_wise",), "offload with optimizer zo_block_wise: block-wise steps"),
         (
             ("optimizer=mezo_adam", "optimizer.placement.tier=disk"),

@@ -91,8 +91,6 @@ class Offload(Paired):
         self._several = engine.direction.kind is not None and rule.reach == 1
         # Updates that are plain sweeps without a mask can be one sweep.
         self._fused = type(rule).apply_ is Rule.apply_ and type(engine.mask) is Dense
-        if self.device.type != "cpu":
-            engine.source = engine.direction  # what is kept of z lies on one device
         self._by_param = {id(info.param): info for info in engine.infos}
         trained = frozenset(self._by_param)
         blocks = find_blocks(model, trained)
@@ -101,6 +99,9 @@ class Offload(Paired):
         self.plan = self._make_plan(blocks, layouts, codecs, rule)
         with torch.inference_mode(False), torch.no_grad():
             self._settle_in(blocks, layouts, codecs)
+        if self.device.type != "cpu" or self.plan.count("disk"):
+            # What is kept of z lies on one device, and is of fewer seeds than updates may wait.
+            engine.source = engine.direction
         for seat in self.pipeline.seats if self.pipeline else ():
             self._hooks += [
                 seat.block.module.register_forward_pre_hook(self._arriving(seat)),

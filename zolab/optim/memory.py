@@ -32,19 +32,19 @@ class Memory:
 
     Attributes:
         state: held from step to step.
-        copies: batches whose activations are alive at once; 2 where both signs pass together.
+        copies: activations alive at once, in those of one forward; 2 where both signs pass together.
         probing: scratch while activations are alive.
         between: scratch while none are.
     """
 
     state: int
-    copies: int
+    copies: float
     probing: int
     between: int
 
     def scratch(self, activations: int) -> int:
         """Scratch on top of a forward whose activations take so many bytes at their highest."""
-        return max(self.copies * activations + self.probing, self.between) - activations
+        return max(int(self.copies * activations) + self.probing, self.between) - activations
 
 
 def memory_of(optimizer: ZeroOrder) -> Memory:

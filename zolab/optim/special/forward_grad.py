@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from zolab.optim.engine import Update
+from zolab.optim.engine import Update, half_precision
 from zolab.optim.estimators import Estimate, Estimator, Point
 from zolab.optim.memory import Memory, more
 from zolab.optim.placements import Placement, Probe
@@ -71,11 +71,19 @@ class ForwardGrad(ZeroOrder):
         self._places = [(info, places[id(info.param)]) for info in self.infos]
 
     def memory(self) -> Memory:
-        tangents = sum(info.numel * info.param.element_size() for info in self.infos)
-        # A tangent is drawn in float32, and copied where the weights are in another dtype.
-        drawn = max(info.numel * 4 for info in self.infos)
-        drawn *= any(info.param.dtype != torch.float32 for info in self.infos)
-        return replace(more(super().memory(), probing=tangents, between=tangents + drawn), copies=2)
+        tangents = making = 0
+        for info in self.infos:
+            # A tangent is drawn in float32, and copied where the weights are in another dtype.
+            drawn = info.numel * 4 * (info.param.dtype != torch.float32)
+            tangents += info.numel * info.param.element_size()
+            making = max(making, tangents + drawn)
+        # A linear layer has a tangent from its input and one from its weight: 5 tensors where a
+        # forward holds 2. Attention has a tangent only in its plain form, which computes 16-bit
+        # weights' in float32; its scores, rows * heads * tokens² numbers, are not known here and
+        # count where texts are much longer than a head is wide.
+        copies = 4 if any(half_precision(info.data) for info in self.infos) else 2.5
+        memory = more(super().memory(), probing=tangents, between=making)
+        return replace(memory, copies=copies)
 
     @torch.no_grad()
     def estimate(self, closure: Closure) -> float:

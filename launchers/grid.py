@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from launchers.expand import cells_of
+from launchers.repository import read_once
 from zolab import compose
 from zolab.config import CONF_DIR
 from zolab.errors import UserError
@@ -40,6 +41,6 @@ def cells_from(
             )
             given = list(OmegaConf.to_container(master.hydra.overrides.task))
             params = dict(master.hydra.sweeper.get("params") or {})
-            return cells_of(running.config_loader, master, given, params, check)
+            return cells_of(read_once(running.config_loader), master, given, params, check)
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(compose.explain(error)) from error

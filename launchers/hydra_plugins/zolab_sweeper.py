@@ -50,10 +50,11 @@ class ZolabSweeper(Sweeper):
                 exception into status 1.
         """
         from launchers.expand import cells_of
+        from launchers.repository import read_once
         from launchers.sweep import launch
         from zolab import compose
 
-        loader = self.context.config_loader
+        loader = read_once(self.context.config_loader)
         with compose.looked_at_once():
             cells, labels = cells_of(loader, self.master, arguments, self.params, compose.check)
             outcome = launch(cells, cells[0]["launcher"], cells[0]["sweep"], labels=labels)

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import hydra
 import pytest
+from hydra._internal.config_repository import ConfigRepository
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 from launchers.expand import cells_of, expand
+from launchers.repository import read_once
 from zolab.errors import UserError
 
 FILES = {
@@ -233,6 +235,32 @@ def test_grid_of_an_experiment(cells):
     assert [c["train"]["steps"] for c in found] == [10] * 8 + [3] * 2
     assert not any("grid" in c for c in found)
     assert labels[-1] == "optimizer=adamw optimizer.lr=0.0005 train.steps=3 seed=1"
+
+
+def test_files_read_once_compose_the_same(conf, monkeypatch):
+    reads: list[str] = []
+    inner = ConfigRepository.load_config
+    monkeypatch.setattr(
+        ConfigRepository,
+        "load_config",
+        lambda self, config_path: reads.append(config_path) or inner(self, config_path),
+    )
+
+    def configs(prepare):
+        reads.clear()
+        with hydra.initialize_config_dir(str(conf), version_base="1.3", job_name="test"):
+            loader = prepare(GlobalHydra.instance().hydra.config_loader)
+            master = hydra.compose("config", ["experiment=blocks"], return_hydra_config=True)
+            # twice: what the first composition did to a file's config would show in the second
+            texts = [["optimizer=adamw", "+sparsity@other=small_weights"], ["optimizer=mezo"]] * 2
+            return [loader.load_sweep_config(master, text) for text in texts], list(reads)
+
+    plain, often = configs(lambda loader: loader)
+    once, seldom = configs(read_once)
+    assert [OmegaConf.to_yaml(c, sort_keys=True) for c in once] == [
+        OmegaConf.to_yaml(c, sort_keys=True) for c in plain
+    ]
+    assert max(map(seldom.count, seldom)) == 1 < max(map(often.count, often))
 
 
 def test_an_experiment_with_a_grid_cannot_be_one_of_several(cells):

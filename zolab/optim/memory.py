@@ -32,7 +32,7 @@ class Memory:
 
     Attributes:
         state: held from step to step.
-        copies: activations alive at once, in those of one forward; 2 where both signs pass together.
+        copies: forwards whose activations are alive at once; 2 where both signs pass together.
         probing: scratch while activations are alive.
         between: scratch while none are.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -40,6 +41,17 @@ def test_a_cell_that_works(tmp_path: Path, capsys) -> None:
     (row,) = plan_rows([*SMALL, f"run_root={tmp_path / 'runs'}"])
     (other,) = plan_rows([*SMALL, f"run_root={tmp_path / 'elsewhere'}"])
     assert row.hours == pytest.approx(other.hours * 1.5e14 / speed["flops"])
+
+
+def test_the_plan_of_offloading_is_told(tmp_path: Path, capsys) -> None:
+    streams = ("optimizer/placement=offload", "optimizer.placement.tier=cpu*1+disk")
+    code, said = ask(tmp_path, capsys, *streams)
+    assert code == 0, said
+    blocks = int(re.search(r"offload plan: (\d+) blocks", said)[1])
+    assert f"1 on cpu, {blocks - 1} on disk" in said
+    code, said = ask(tmp_path, capsys, *streams[:1], "optimizer.placement.tier=cpu*1+disk*99")
+    assert code == 1
+    assert said.count("problem: ") == said.count("the numbers make 100 blocks, the model has ") == 1
 
 
 @pytest.mark.parametrize("optimizer", ["zero_shot", "hift"])

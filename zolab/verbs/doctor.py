@@ -102,8 +102,7 @@ def examine(cell: dict[str, Any], report: Report) -> None:
 
 
 def _look_at_disk(cell: dict[str, Any], report: Report) -> None:
-    root = Path(cell["run_root"]).absolute()
-    above = next(path for path in (root, *root.parents) if path.is_dir())
+    above = _existing(Path(cell["run_root"]))
     free = shutil.disk_usage(above).free
     shape = _shape(cell)
     need = costs.disk_of(cell, shape, costs.tokens_of(cell)[0])[0] if shape else 0
@@ -132,6 +131,8 @@ def _look_at_memory(cell: dict[str, Any], report: Report) -> bool:
         fits = need.total <= available and need.host <= host
         extra = f" and {_gib(need.host)} of CPU memory" if need.host else ""
         report.say(f"  {name:<10} {_gib(need.total)}{extra}: {'fits' if fits else 'too large'}")
+    if not _look_at_offload(cell, device, report):
+        return False
     if own.total <= available and own.host <= host:
         return True
     report.problems.append(
@@ -150,6 +151,42 @@ def _by_placement(
     for name, target in (("in_place", "InPlace"), ("paired", "Paired"), ("offload", "Offload")):
         other = {**cell["optimizer"], "placement": {"_target_": f"zolab.optim.{target}"}}
         yield name, costs.memory_of({**cell, "optimizer": other}, shape, tokens)
+
+
+def _look_at_offload(cell: dict[str, Any], device: Any, report: Report) -> bool:
+    """Which block `optimizer/placement=offload` would put where here; False if the cell needs it
+    and it cannot be done."""
+    if "placement" not in cell["optimizer"]:
+        return True
+    from zolab.models.load import model_source
+    from zolab.models.shapes import model_shape
+    from zolab.offloading import TARGET, plan_shape
+    from zolab.optim.offload import PlanError
+
+    model, placement = cell["model"], cell["optimizer"]["placement"]
+    streams = placement["_target_"] == TARGET
+    chosen = {key: placement[key] for key in ("tier", "slots") if streams}
+    work = Path(placement["folder"] if streams and placement["folder"] else cell["run_root"])
+    shape = model_shape(model_source(model["path"], model["init"]), model)
+    try:
+        plan = plan_shape(
+            shape, model["kind"], model["dtype"], str(device), _existing(work), **chosen
+        )
+    except PlanError as error:
+        if streams:
+            report.problems.append(f"optimizer/placement=offload: {error}")
+        else:
+            report.say(f"  offload plan: {error}")
+        return not streams
+    for line in plan.lines():
+        report.say(f"  offload plan: {line}")
+    return True
+
+
+def _existing(path: Path) -> Path:
+    """The folder, or the first one above it that exists."""
+    path = path.absolute()
+    return next(folder for folder in (path, *path.parents) if folder.is_dir())
 
 
 def available_bytes(device: Any) -> int:

@@ -26,7 +26,10 @@ _WHERE = ("run_root", "tracking", "launcher", "sweep")
 
 
 def page(
-    report: Contents, runs: Runs, colour: dict[str, str], grid: go.Figure | None = None
+    report: Contents,
+    runs: Runs,
+    colour: dict[str, str],
+    grid: tuple[str, str, str] | None = None,
 ) -> str:
     """The whole page.
 
@@ -34,10 +37,10 @@ def page(
         report: what to show.
         runs: all runs, for the list at the end.
         colour: colour of each method label.
-        grid: a figure over all runs to stand first.
+        grid: (style, data, script) of a grid of all runs to stand first; None for none.
     """
     groups = report.groups
-    blocks = [] if grid is None else [_figure_card("grid", "Grid", [("", grid)])]
+    blocks = [] if grid is None else [_GRID.format(style=grid[0], data=grid[1], script=grid[2])]
     for number, group in enumerate(groups):
         if len(groups) > 1:
             heading = _text(f"{group.model} on {group.task}")
@@ -199,6 +202,12 @@ def _notes(notes: Sequence[str]) -> str:
     return _card(f'<h3>What was skipped or damaged</h3><ul class="notes">{items}</ul>')
 
 
+_GRID = """<style>
+{style}</style>
+<section class="card"><div id="counts"></div><h3>Grid</h3><div id="grid"></div></section>
+<script type="application/json" id="board-data">{data}</script>
+<script>
+{script}</script>"""
 _PAGE = """<!doctype html>
 <html lang="en">
 <head>

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from analysis.runs import is_zero_shot
@@ -148,7 +149,8 @@ def _differing(rows: Sequence[Row]) -> list[str]:
     return [key for key in keys if not _below(key, (_PLACEMENT,))]
 
 
-def _below(key: str, names: Sequence[str]) -> bool:
+@lru_cache(maxsize=8192)  # the same few hundred keys for every run of thousands
+def _below(key: str, names: tuple[str, ...]) -> bool:
     return any(key == name or key.startswith(f"{name}.") for name in names)
 
 

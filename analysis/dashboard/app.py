@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hmac
+import html as html_lib
+import re
 from collections.abc import Sequence
-from importlib import resources
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlencode
 
@@ -12,6 +13,8 @@ import flask
 from dash import Dash, Input, Output, State, ctx, dcc, html, no_update
 
 from analysis.dashboard import drawing, views
+from analysis.dashboard.assets import asset
+from analysis.dashboard.board import as_script, board
 from analysis.dashboard.live import Cell, Live, Snapshot
 
 _INDEX = """<!doctype html>
@@ -25,7 +28,18 @@ _INDEX = """<!doctype html>
 <style>CSS</style>
 </head>
 <body>
+<div id="first">
+<header><h1>TITLE</h1><div id="counts"></div></header>
+<main>
+<div class="filters"></div>
+<section class="card"><h3>Grid</h3><div id="grid"></div></section>
+<section class="card"><h3>Runs</h3><div id="list"></div></section>
+</main>
+</div>
 {%app_entry%}
+<script type="application/json" id="board-data">BOARD</script>
+<script>
+SCRIPT</script>
 <footer>{%config%}{%scripts%}{%renderer%}</footer>
 </body>
 </html>"""
@@ -42,20 +56,16 @@ def make_app(live: Live, *, baseline: str | None = None, token: str | None = Non
             that name this machine as their host are served, so that no foreign page can ask
             through the user's browser.
     """
-    app = Dash(
+    app = _App(
         __name__,
         title=f"zolab: {live.root.name}",
         update_title=None,
         suppress_callback_exceptions=True,
         include_assets_files=False,
     )
-    css = "".join(
-        resources.files(package).joinpath(name).read_text(encoding="utf-8")
-        for package, name in (("analysis", "page.css"), ("analysis.dashboard", "dashboard.css"))
-    )
-    app.index_string = _INDEX.replace("CSS", css)
+    app.live = live
     _guard(app.server, token)
-    app.layout = _Frame(live)
+    app.layout = lambda: _frame(live, live.snapshot())
     _callbacks(app, live, baseline)
     return app
 
@@ -82,30 +92,44 @@ def _guard(server: flask.Flask, token: str | None) -> None:
         return response
 
 
-class _Frame:
-    """What is on every page; the overview is part of it, so that it paints without a callback."""
+class _App(Dash):
+    """Dash, whose pages begin with the board: drawn before anything of Dash has been loaded."""
 
-    def __init__(self, live: Live) -> None:
-        self._live = live
-        self._made: tuple[int, Any] = (-1, None)
+    live: Live
 
-    def __call__(self) -> Any:
-        snapshot = self._live.snapshot()
-        if self._made[0] != snapshot.version:
-            self._made = (snapshot.version, _frame(self._live, snapshot))
-        return self._made[1]
+    def interpolate_index(self, **parts: Any) -> str:
+        """The page with what there is to see now; see `board.js`."""
+        words = {f"{{%{name}%}}": text for name, text in parts.items()}
+        words |= {
+            "CSS": asset("page.css", "analysis") + asset("dashboard.css"),
+            "SCRIPT": asset("board.js"),
+            "TITLE": html_lib.escape(_heading(self.live)),
+            "BOARD": as_script(_board(self.live.snapshot())),
+        }
+        return re.sub("|".join(map(re.escape, words)), lambda found: words[found[0]], _INDEX)
+
+
+def _heading(live: Live) -> str:
+    return f"Runs in {live.root.resolve().name}"
+
+
+def _board(snapshot: Snapshot, cells: Sequence[Cell] | None = None) -> dict[str, Any]:
+    shown = list(snapshot.cells.values()) if cells is None else cells
+    return board(shown, snapshot.unread)
 
 
 def _frame(live: Live, snapshot: Snapshot) -> Any:
     return html.Div(
         [
-            dcc.Location(id="at"),
+            dcc.Location(id="at", refresh="callback-nav"),
             dcc.Interval(id="tick", interval=1000 * live.every),
-            dcc.Store(id="version", data=snapshot.version),
+            dcc.Store(id="version"),
+            dcc.Store(id="board"),
+            dcc.Store(id="drawn"),
             html.Header(
                 [
-                    html.H1(f"Runs in {live.root.name}"),
-                    html.Div(views.counts(list(snapshot.cells.values())), id="counts"),
+                    html.H1(_heading(live)),
+                    html.Div(id="counts"),
                 ]
             ),
             html.Main([html.Div(_overview(snapshot), id="overview"), html.Div(id="page")]),
@@ -127,10 +151,7 @@ def _overview(snapshot: Snapshot) -> list[Any]:
     first = metrics[0] if metrics else None
     return [
         html.Div([search, *pickers], className="filters", role="search"),
-        html.Section(
-            [html.H3("Grid"), views.graph(drawing.grid(cells), "grid", "State and score of runs")],
-            className="card",
-        ),
+        html.Section([html.H3("Grid"), html.Div(id="grid")], className="card"),
         html.Section(
             [
                 html.H3("Convergence"),
@@ -141,12 +162,11 @@ def _overview(snapshot: Snapshot) -> list[Any]:
                     ],
                     className="filters",
                 ),
-                html.Div(_curves(cells, "forwards_total", first), id="curves"),
+                html.Div(id="curves"),
             ],
             className="card",
         ),
-        html.Section([html.H3("Runs"), html.Div(views.run_list(cells), id="list")],
-                     className="card"),
+        html.Section([html.H3("Runs"), html.Div(id="list")], className="card"),
         html.Button("Tables of finished runs", id="show-results", className="button"),
         html.Div(id="results"),
     ]  # fmt: skip
@@ -177,24 +197,25 @@ def _callbacks(app: Dash, live: Live, baseline: str | None) -> None:
         wanted = {name: value or [] for name, value in zip(views.FILTERS, values, strict=True)}
         return snapshot, views.select(snapshot, wanted, words or "")
 
-    @app.callback(
-        Output("version", "data"), Input("tick", "n_intervals"), State("version", "data"),
-        prevent_initial_call=True,
-    )  # fmt: skip
-    def tick(_: int, version: int) -> Any:
+    @app.callback(Output("version", "data"), Input("tick", "n_intervals"), State("version", "data"))
+    def tick(_: int | None, version: int | None) -> Any:
         now = live.snapshot().version
         return no_update if now == version else now
 
     @app.callback(
-        Output("counts", "children"), Output("grid", "figure"), Output("list", "children"),
-        Output("metric", "options"), *(Output(f"by-{n}", "options") for n in views.FILTERS),
-        Input("version", "data"), Input("words", "value"), *filters, prevent_initial_call=True,
+        Output("board", "data"), Output("metric", "options"), Output("metric", "value"),
+        *(Output(f"by-{n}", "options") for n in views.FILTERS),
+        Input("version", "data"), Input("words", "value"), *filters, State("metric", "value"),
+        prevent_initial_call=True,
     )  # fmt: skip
-    def show(_: int, words: str | None, *values: Any) -> Any:
+    def show(_: int, words: str | None, *rest: Any) -> Any:
+        *values, metric = rest
         snapshot, cells = chosen(words, values)
         every = list(snapshot.cells.values())
+        known = _metrics(every)
+        first = known[0] if known and metric not in known else no_update
         return (
-            views.counts(cells), drawing.grid(cells), views.run_list(cells), _metrics(every),
+            _board(snapshot, cells), known, first,
             *(_values(every, name) for name in views.FILTERS),
         )  # fmt: skip
 
@@ -215,11 +236,10 @@ def _callbacks(app: Dash, live: Live, baseline: str | None) -> None:
         snapshot, cells = chosen(words, values)
         return views.results(snapshot, cells, baseline)
 
-    @app.callback(Output("at", "href"), Input("grid", "clickData"), prevent_initial_call=True)
-    def open_run(clicked: dict[str, Any] | None) -> Any:
-        point = (clicked or {}).get("points", [{}])[0]
-        data = point.get("customdata")
-        return f"/run/{data[0]}" if data else no_update
+    app.clientside_callback(
+        "(data) => { if (data) window.zolab.draw(data); return dash_clientside.no_update; }",
+        Output("drawn", "data"), Input("board", "data"),
+    )  # fmt: skip
 
     @app.callback(
         Output("at", "search"), Input("pick-a", "value"), Input("pick-b", "value"),

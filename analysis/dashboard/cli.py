@@ -5,10 +5,11 @@ from __future__ import annotations
 import ipaddress
 import logging
 import secrets
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from analysis.cli import Parser, Reading
+from analysis.cli import Parser
 from zolab.errors import UserError
 
 DEFAULT_PORT = 8050
@@ -59,8 +60,8 @@ def dashboard(argv: Sequence[str], ready: Callable[[str, object], None] | None =
     from analysis.dashboard.live import Live
 
     live = Live(args.runs, args.every)
-    with Reading() as reading:
-        live.snapshot(reading.show)
+    # The page is served at once and fills as the runs are read.
+    threading.Thread(target=live.snapshot, daemon=True).start()
     token = None if _is_local(args.host) else secrets.token_urlsafe(24)
     app = make_app(live, baseline=args.baseline, token=token)
     logging.getLogger("werkzeug").setLevel(logging.ERROR)

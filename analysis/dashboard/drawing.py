@@ -11,28 +11,16 @@ import numpy as np
 import polars as pl
 
 from analysis import plots
+from analysis.dashboard.board import place, row_name
 from analysis.dashboard.live import Cell
 from analysis.plots import PALETTE, translucent
-from analysis.tables import metric_name, rate, scale
+from analysis.tables import metric_name, scale
 
 #: A plotly figure as plain data: building plotly's own objects takes ten times as long.
 Figure = dict[str, Any]
-#: States in the order of the legend, with colours that stand apart from the scores' blues.
-STATES = {
-    "running": "#E69F00",
-    "submitted": "#c9b458",
-    "planned": "#b9bec7",
-    "done": "#12805c",
-    "preempted": "#8C6BB1",
-    "cancelled": "#8a8f98",
-    "lost": "#D55E00",
-    "failed": "#c0392b",
-    "unreadable": "#c0392b",
-}
 #: Curves drawn at once; more cannot be told apart.
 MAX_CURVES = 12
 AXES = {"forwards_total": "forwards", "step": "steps", "train_seconds": "seconds"}
-BAD = ("failed", "lost", "unreadable")
 
 
 def layout(x_title: str, y_title: str) -> dict[str, Any]:
@@ -50,125 +38,6 @@ def safe(text: str) -> str:
     return html.escape(" ".join(str(text).split()), quote=False)
 
 
-def grid(cells: Sequence[Cell]) -> Figure:
-    """One square per run: rows are methods and rates, columns models, tasks and seeds.
-
-    The colour is the last score; runs without one have the colour of their state, failed and
-    diverged ones a red cross.
-    """
-    rows: dict[str, int] = {}
-    columns: dict[str, int] = {}
-    spots: list[tuple[Cell, int, int]] = []
-    for cell in sorted(cells, key=_place):
-        row = rows.setdefault(_row_name(cell), len(rows))
-        column = columns.setdefault(_column_name(cell), len(columns))
-        spots.append((cell, column, row))
-    scored = [spot for spot in spots if spot[0].score is not None]
-    data: list[Any] = []
-    size = _square(len(rows), len(columns))
-    if scored:
-        factor = scale(scored[0][0].metric.removeprefix("dev/"))
-        values = [cell.score * factor for cell, _, _ in scored]
-        title = f"dev {metric_name(scored[0][0].metric.removeprefix('dev/'))}"
-        data.append(_squares(scored, "scored", size, values) | {"showlegend": False})
-        data[-1]["marker"] |= {
-            "colorscale": [[0, "#e3eef9"], [0.5, "#6aaed6"], [1, "#08306b"]],
-            "cmin": min(values),
-            "cmax": max(values),
-            "colorbar": {"title": {"text": title, "side": "right"}, "thickness": 12},
-        }
-    for state, ink in STATES.items():
-        # Runs with a score get a frame in the colour of their state, unless they are done.
-        own = [s for s in spots if s[0].state == state]
-        bare = [s for s in own if s[0].score is None]
-        framed = [s for s in own if s[0].score is not None and state != "done"]
-        if bare:
-            data.append(_squares(bare, state, size, ink))
-        if framed:
-            data.append(_squares(framed, state, size, "rgba(0,0,0,0)"))
-            data[-1]["marker"]["line"] = {"color": ink, "width": 3}
-            data[-1]["showlegend"] = not bare
-    bad = [s for s in spots if s[0].state in BAD or s[0].diverged]
-    if bad:
-        crosses = _squares(bad, "failed or diverged", size * 0.7, "#c0392b")
-        crosses["marker"] |= {"symbol": "x-thin", "line": {"color": "#c0392b", "width": 3}}
-        data.append(crosses)
-    shape = layout("", "")
-    shape["height"] = max(220, 130 + (size + 4) * len(rows))
-    shape["xaxis"] |= _ticks(columns, size, 40) | {
-        "side": "top",
-        "range": [-0.6, len(columns) - 0.4],
-    }
-    shape["yaxis"] |= _ticks(rows, size, 400) | {"range": [len(rows) - 0.4, -0.6]}
-    shape["margin"] = {"l": 8, "r": 8, "t": 8, "b": 40}
-    shape["hovermode"] = "closest"
-    shape["clickmode"] = "event"
-    return {"data": data, "layout": shape}
-
-
-def _place(cell: Cell) -> tuple[Any, ...]:
-    about = cell.about
-    return (
-        cell.method,
-        about.get("lr") or 0.0,
-        about.get("model") or "",
-        about.get("task") or "",
-        about.get("seed") or 0,
-        cell.run_id,
-    )
-
-
-def _row_name(cell: Cell) -> str:
-    lr = cell.about.get("lr")
-    return cell.method + ("" if lr is None else f", lr {rate(lr)}")
-
-
-def _column_name(cell: Cell) -> str:
-    about = cell.about
-    if len(about) == 1:
-        return "?"
-    return f"{about['model']} · {about['task']} · {about['seed']}"
-
-
-def _square(num_rows: int, num_columns: int) -> float:
-    return float(max(7, min(26, 760 // max(1, num_columns), 900 // max(1, num_rows))))
-
-
-def _squares(spots: Sequence[Any], name: str, size: float, ink: Any) -> dict[str, Any]:
-    return {
-        "type": "scatter",
-        "mode": "markers",
-        "name": name,
-        "x": [column for _, column, _ in spots],
-        "y": [row for _, _, row in spots],
-        "customdata": [[cell.run_id, _words(cell)] for cell, _, _ in spots],
-        "hovertemplate": "%{customdata[1]}<extra></extra>",
-        "marker": {"symbol": "square", "size": size, "color": ink},
-    }
-
-
-def _words(cell: Cell) -> str:
-    lines = [f"<b>{safe(_row_name(cell))}</b>", safe(_column_name(cell))]
-    lines.append(f"{cell.state}, step {cell.step:,} of {cell.steps:,}")
-    if cell.score is not None:
-        lines.append(f"{safe(cell.metric)} {cell.score:.4f}, best {cell.best:.4f}")
-    if cell.diverged:
-        lines.append("diverged")
-    if cell.error:
-        lines.append(safe(cell.error)[:120])
-    return "<br>".join([*lines, safe(cell.run_id)])
-
-
-def _ticks(names: dict[str, int], size: float, most: int) -> dict[str, Any]:
-    shown = names if len(names) <= most and size >= 9 else {}
-    return {
-        "tickvals": list(shown.values()),
-        "ticktext": [safe(name) if len(name) < 60 else f"{safe(name[:58])}…" for name in shown],
-        "automargin": True,
-        "showgrid": False,
-    }
-
-
 def curves(cells: Sequence[Cell], axis: str, metric: str) -> tuple[Figure, str]:
     """Mean over seeds with a band of one standard deviation, running ones included.
 
@@ -181,11 +50,13 @@ def curves(cells: Sequence[Cell], axis: str, metric: str) -> tuple[Figure, str]:
         (figure, what was left out, or "").
     """
     groups: dict[str, list[Cell]] = {}
-    several = len({(c.about.get("model"), c.about.get("task")) for c in cells}) > 1
-    for cell in sorted(cells, key=_place):
+    models = len({c.about.get("model") for c in cells}) > 1
+    tasks = len({c.about.get("task") for c in cells}) > 1
+    for cell in sorted(cells, key=place):
         if metric in cell.log.columns and (axis == "step" or axis in cell.log.columns):
-            where = f"{cell.about['task']}: " if several else ""
-            groups.setdefault(where + _row_name(cell), []).append(cell)
+            parts = [cell.about["model"]] * models + [cell.about["task"]] * tasks
+            where = f"{', '.join(parts)}: " if parts else ""
+            groups.setdefault(where + row_name(cell), []).append(cell)
     sign = 1.0 if metric == "dev/loss" else -1.0
 
     def last(own: Sequence[Cell]) -> float:

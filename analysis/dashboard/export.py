@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import plotly.graph_objects as go
-
 from analysis import plots
 from analysis.contents import Contents, contents
-from analysis.dashboard import drawing
+from analysis.dashboard.assets import asset
+from analysis.dashboard.board import as_script, board
 from analysis.dashboard.live import Live
 from analysis.methods import group_runs
 from analysis.page import page
@@ -37,7 +36,8 @@ def export(runs: Path, out: Path, baseline: str | None = None) -> Path:
     cells = list(snapshot.cells.values())
     unread = [f"run {c.run_id}: {c.error}" for c in cells if c.state == "unreadable"]
     report = Contents(**{**vars(report), "notes": (*report.notes, *unread)})
-    text = page(report, logs, plots.colours(report.groups), go.Figure(drawing.grid(cells)))
+    grid = (asset("dashboard.css"), as_script(board(cells)), asset("board.js"))
+    text = page(report, logs, plots.colours(report.groups), grid)
     temporary = out.with_name(f".{out.name}.tmp")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -25,6 +25,8 @@ _FILES = ("config.yaml", "metrics.jsonl", "status.json", "result.json")
 #: States a run does not leave by itself.
 _FINAL = ("done", "unreadable")
 _HEALTH_ROWS = 200
+#: Seconds to the first view of what has been read, during the first look at a folder.
+_PARTLY = 0.5
 
 
 @dataclass(frozen=True)
@@ -77,10 +79,12 @@ class Snapshot:
     Attributes:
         cells: run_id to cell, by run_id.
         version: raised whenever anything has changed.
+        unread: runs that are there but have not been read yet.
     """
 
     cells: dict[str, Cell] = field(default_factory=dict)
     version: int = 0
+    unread: int = 0
 
     def runs(self) -> Runs:
         """The same as a reader of folders gives; unreadable runs are left out.
@@ -106,6 +110,9 @@ class Snapshot:
 class Live:
     """Keeps a snapshot up to date; safe to ask from several threads.
 
+    While one thread looks, the others get what is known so far: the first look at a large folder
+    takes seconds, and a page that waits for it would stay empty for as long.
+
     Args:
         root: folder of run folders; may be empty at first.
         every: seconds for which a snapshot stays good.
@@ -122,14 +129,18 @@ class Live:
 
     def snapshot(self, watch: Watch | None = None) -> Snapshot:
         """The runs as they are now, or were a moment ago."""
-        with self._lock:
-            if time.monotonic() - self._looked >= self.every:
-                self._refresh(watch)
-                self._looked = time.monotonic()
-            return self._snapshot
+        if self._lock.acquire(blocking=False):
+            try:
+                if time.monotonic() - self._looked >= self.every:
+                    self._refresh(watch)
+                    self._looked = time.monotonic()
+            finally:
+                self._lock.release()
+        return self._snapshot
 
     def _refresh(self, watch: Watch | None) -> None:
-        old = self._snapshot
+        old, begun = self._snapshot, time.monotonic()
+        due = begun + _PARTLY
         folders = [folder for folder in run_folders(self.root) if folder != self.root]
         cells: dict[str, Cell] = {}
         marks: dict[str, tuple[Any, ...]] = {}
@@ -143,17 +154,28 @@ class Live:
             cells[name], marks[name] = cell, mark
             if watch is not None:
                 watch(number, len(folders))
+            if not old.cells and time.monotonic() > due:
+                unread = len(folders) - number
+                self._snapshot = Snapshot(_named(cells), self._snapshot.version + 1, unread)
+                # Each view costs as much as all runs so far: a few are enough.
+                due = time.monotonic() + 0.5 * (time.monotonic() - begun)
         if any(cell.about is not _about(old, name) for name, cell in cells.items()):
-            names = labels([cell.about for cell in cells.values() if len(cell.about) > 1])
-            for name, cell in cells.items():
-                if names.get(name, "?") != cell.method:
-                    cells[name] = replace(cell, method=names[name])
+            cells = _named(cells)
         same = cells.keys() == old.cells.keys() and all(
             cells[name] is old.cells[name] for name in cells
         )
         self._marks = marks
         if not same:
-            self._snapshot = Snapshot(cells, old.version + 1)
+            self._snapshot = Snapshot(cells, self._snapshot.version + 1)
+
+
+def _named(cells: dict[str, Cell]) -> dict[str, Cell]:
+    """The cells with methods told apart from all others there."""
+    names = labels([cell.about for cell in cells.values() if len(cell.about) > 1])
+    return {
+        name: cell if names.get(name, "?") == cell.method else replace(cell, method=names[name])
+        for name, cell in cells.items()
+    }
 
 
 def _about(snapshot: Snapshot, name: str) -> dict[str, Any] | None:

@@ -17,8 +17,6 @@ from analysis.reading.folders import json_object
 from analysis.tables import Table, rate
 from zolab.errors import UserError
 
-#: Rows of the list of runs; the filter finds the others.
-PAGE = 100
 #: Groups by which runs can be filtered.
 FILTERS = ("model", "task", "method", "lr", "seed", "state")
 _LOG_BYTES = 6000
@@ -53,46 +51,6 @@ def select(snapshot: Snapshot, wanted: dict[str, Sequence[str]], words: str) -> 
         if all(term in about for term in terms):
             found.append(cell)
     return found
-
-
-def counts(cells: Sequence[Cell]) -> list[Any]:
-    """How many runs are in which state."""
-    numbers = {state: sum(cell.state == state for cell in cells) for state in drawing.STATES}
-    numbers["diverged"] = sum(cell.diverged for cell in cells)
-    return [html.Span(f"{len(cells)} runs", className="chip")] + [
-        html.Span(f"{number} {state}", className=f"chip s-{state}")
-        for state, number in numbers.items()
-        if number
-    ]
-
-
-def run_list(cells: Sequence[Cell]) -> Any:
-    """A table of the runs, those that need a look first."""
-    order = {"failed": 0, "unreadable": 0, "lost": 1, "running": 2, "done": 4}
-    ranked = sorted(cells, key=lambda c: (not c.diverged, order.get(c.state, 3), c.run_id))
-    ranked.sort(key=lambda c: order.get(c.state, 3) if c.state != "done" or c.diverged else 4)
-    rows = [
-        html.Tr(
-            [
-                html.Td(dcc.Link(cell.run_id[:16], href=f"/run/{cell.run_id}")),
-                html.Td(cell.method + _lr(cell)),
-                html.Td(_where(cell)),
-                html.Td(_state(cell)),
-                html.Td(f"{cell.step:,} / {cell.steps:,}" + _eta(cell)),
-                html.Td("–" if cell.score is None else f"{cell.score:.4f}"),
-                html.Td("–" if cell.best is None else f"{cell.best:.4f}"),
-                html.Td(cell.error or "; ".join(cell.health.warnings if cell.health else ()),
-                        className="wrap"),
-            ],
-            className="bad" if cell.diverged or cell.state in drawing.BAD else "",
-        )
-        for cell in ranked[:PAGE]
-    ]  # fmt: skip
-    heads = ("run", "method", "model · task · seed", "state", "step", "dev now", "dev best", "note")
-    table = html.Table([html.Thead(html.Tr([html.Th(head) for head in heads])), html.Tbody(rows)])
-    more = len(ranked) - PAGE
-    note = [html.P(f"{more} more: filter to see them", className="note")] if more > 0 else []
-    return html.Div([html.Div(table, className="scroll"), *note])
 
 
 def _lr(cell: Cell) -> str:

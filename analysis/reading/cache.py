@@ -1,7 +1,8 @@
 """Columnar copies of logs that were read before, in one dot folder beside the runs.
 
-One Arrow file per log, memory-mapped when it is used again. A copy counts only for files of the
-same size, time of change, and first and last bytes; anything odd about it means reading anew.
+One Arrow file per log, a large one memory-mapped when it is used again. A copy counts only for
+files of the same size, time of change, and first and last bytes; anything odd about it means
+reading anew.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ FOLDER = ".report-cache"
 _VERSION = 1
 _ENDS = 4096
 _META = b"zolab"
+_MAPPED = 1 << 20
 
 
 def fingerprint(paths: Sequence[Path]) -> str:
@@ -62,8 +64,12 @@ class Cache:
         if not self._use:
             return None
         try:
-            with pa.memory_map(str(self._path(source))) as file:
-                table = pa.ipc.open_file(file).read_all()
+            path = self._path(source)
+            if path.stat().st_size < _MAPPED:  # a map costs more than the copy of a small file
+                table = pa.ipc.open_file(pa.py_buffer(path.read_bytes())).read_all()
+            else:
+                with pa.memory_map(str(path)) as file:
+                    table = pa.ipc.open_file(file).read_all()
             facts = json.loads((table.schema.metadata or {})[_META])
             if facts.pop("fingerprint") != mark:
                 return None

@@ -14,6 +14,9 @@ import yaml
 from zolab.tracking.schema import BACKPROP_FORWARDS
 from zolab.tracking.wandb_file import read_log
 
+#: What a page must show as it is.
+NASTY = "<img src=x onerror=alert(1)><b>bold</b><script>alert(2)</script>"
+
 BASE: dict[str, Any] = {
     "run_root": "runs",
     "seed": 0,
@@ -169,3 +172,30 @@ def write_demo(root: Path, *, noise: float = 0.004) -> None:
                     seconds=0.025 + 0.001 * seed + 0.004 * number, test=end + wiggle[3],
                 )  # fmt: skip
             write_local(root, f"{number:08x}{seed:08x}", cfg, lines, status={"state": "done"})
+
+
+def write_zoo(root: Path) -> Path:
+    """Done, running-like, failed, diverged, hostile and unreadable runs."""
+    rand = masked("random", 0.5)
+    rising = rows([0.6, 0.55, 0.5, 0.4, 0.3], test=0.3)
+    for row in rising[1:]:
+        row |= {"dev/loss": 5.0, "zo/moved_share": 0.5}
+    plans: dict[str, Any] = {
+        "aa": (config(0), rows([0.5, 0.6, 0.7, 0.75, 0.8], test=0.7), {}),
+        "bb": (config(1), rows([0.5, 0.6, 0.8, 0.9, 0.8], test=0.9), {}),
+        "cc": (config(0, **rand), rows([0.5, 0.8, 0.8, 0.8, 0.6], test=0.8), {}),
+        "dd": (config(1, **rand), rows([0.5, 0.6]), {"state": "failed",
+               "error": NASTY}),
+        "ee": (config(0, **{"optimizer.lr": 1.0}), rising, {}),
+        "ff": (config(0, **{"task.name": NASTY, "optimizer.name": NASTY}), [], {}),
+    }  # fmt: skip
+    for run_id, (cfg, lines, status) in plans.items():
+        done = {"result": {"schema": 1}} if lines and "test/loss" in lines[-1] else {}
+        write_local(root, run_id, cfg, lines, status=status, **done)
+    attempt = root / "dd" / "attempts" / "1"
+    attempt.mkdir(parents=True)
+    (attempt / "error.txt").write_text(f"Traceback\n{NASTY}")
+    broken = root / "gg"
+    broken.mkdir()
+    (broken / "config.yaml").write_text("a: [")
+    return root

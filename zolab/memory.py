@@ -52,7 +52,7 @@ class PeakMemory:
         if self._device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._device)
             return
-        # Not the oldest generation: it holds every object of every import, a third of a second's walk.
+        # The oldest generation holds all of every import: a third of a second to walk.
         gc.collect(1)
         with contextlib.suppress(OSError, AttributeError):
             # malloc keeps what was freed, and an evaluation's batches are larger than a step's.

@@ -42,8 +42,8 @@ chaos: $(VENV)/.ready
 	$(BIN)/python -m tests.slurm.chaos
 
 bench: $(VENV)/.ready
-	$(BIN)/python benchmarks/peak_memory.py
-	$(BIN)/python benchmarks/step_time.py
+	for part in step kernels forward memory drift startup logging; do \
+	  $(BIN)/zolab bench $$part --json benchmarks/results/$$part.json || exit 1; done
 
 clean:
 	rm -rf $(VENV) .cache outputs runs dist build .pytest_cache .ruff_cache

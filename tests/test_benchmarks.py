@@ -1,8 +1,7 @@
-"""The benchmark programs run, write what they promise, and find a planted copy of the model."""
+"""`zolab bench` runs, writes what it promises, and finds a planted copy of the model."""
 
 from __future__ import annotations
 
-import importlib
 import json
 import subprocess
 import sys
@@ -11,60 +10,68 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.golden.batches import loss_of
+from tests.golden.repeat import bars_of, near
+from tests.golden.start import build, summary
+from tests.golden.trace import read_trace
+from zolab.bench import memory
+from zolab.bench.common import backends
+from zolab.bench.official import OfficialStep
+from zolab.errors import UserError
 from zolab.optim import methods, native
+from zolab.verbs.bench import PARTS, bench
 
-FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
+ROOT = Path(__file__).resolve().parents[1]
+TRACES = ROOT / "tests" / "golden" / "traces"
 SMALL = ["--shape", "small", "--rows", "2", "--tokens", "8", "--dtype", "float32"]
+KEYS = {"scheme", "placement", "backend", "tuning", "direction", "sparsity", "dtype", "noise"}
 
 
-@pytest.fixture
-def load(monkeypatch):
-    """Import a benchmark as its command line does; leave threads and backend as they were."""
-    monkeypatch.syspath_prepend(str(FOLDER))
-    monkeypatch.setenv("ZOLAB_NATIVE", "0")
+@pytest.fixture(autouse=True)
+def _leave_threads(monkeypatch):
     threads = torch.get_num_threads()
-    yield importlib.import_module
+    monkeypatch.setenv("ZOLAB_NATIVE", "0")
+    yield
     torch.set_num_threads(threads)
-    for name in ("common", "peak_memory", "schemes", "step_time", "offload"):
-        sys.modules.pop(name, None)
 
 
-@pytest.fixture
-def peak_memory(load):
-    return load("peak_memory")
+def rows_of(out: Path, *argv: str) -> list[dict]:
+    """Rows of a part, run at toy size; the file and its table are looked over."""
+    assert bench([*argv, "--threads", "1", "--json", str(out)]) == 0
+    record = json.loads(out.read_text())
+    assert record["benchmark"] == argv[0]
+    assert {"command", "device", "versions", "settings", "commit"} <= record.keys()
+    assert str(out.parent) not in out.read_text()
+    assert out.with_suffix(".md").read_text().count("\n|") >= len(record["rows"])
+    return record["rows"]
 
 
 @pytest.mark.skipif(not native.available(), reason="needs a C compiler to be fast enough")
-def test_peaks_keep_their_targets(peak_memory, monkeypatch, tmp_path):
+def test_peaks_keep_their_targets(monkeypatch, tmp_path):
     monkeypatch.setenv("ZOLAB_NATIVE", "1")
-    out = tmp_path / "peaks.json"
     schemes = ["in_place", "paired", "in_place+momentum", "paired+adam", "in_place+small_weights"]
     schemes += ["paired+random", "in_place+lozo_m", "in_place+svrg", "in_place+block_wise"]
     schemes += ["forward_grad"]
-    argv = [*SMALL, "--native", "1", "--in-process", "--threads", "1", "--json", str(out)]
-    argv += ["--scheme", *schemes]
-    assert peak_memory.main(argv) == 0
-    record = json.loads(out.read_text())
-    assert {"benchmark", "command", "device", "versions", "settings", "rows"} <= record.keys()
-    assert str(tmp_path) not in out.read_text()
-    rows = {row["scheme"]: row for row in record["rows"]}
+    options = [*SMALL, "--native", "1", "--in-process", "--scheme", *schemes]
+    found = rows_of(tmp_path / "peaks.json", "memory", *options)
+    rows = {row["scheme"]: row for row in found}
     assert list(rows) == ["inference", *schemes]
     assert rows["in_place"]["ratio_allocator"] <= 1.05
     assert rows["paired"]["ratio_allocator"] <= 1.15
     assert rows["in_place+momentum"]["state_bytes"] == rows["in_place"]["weight_bytes"]
     assert rows["paired+adam"]["state_bytes"] == 2 * rows["in_place"]["weight_bytes"]
     assert rows["in_place+block_wise"]["state_bytes"] == 0
-    for row in record["rows"]:
+    for row in found:
         assert not row["missed"], (row["scheme"], row["missed"], row["declared"])
 
 
-def test_every_method_has_its_schemes(peak_memory):
-    made = {name for name, _ in peak_memory.METHODS.values()}
+def test_every_method_has_its_schemes():
+    made = {name for name, _ in memory.METHODS.values()}
     assert made == {*methods.__all__, "MeZOSVRG"}
-    assert {scheme.method for scheme in peak_memory.SCHEMES.values()} == set(peak_memory.METHODS)
+    assert {scheme.method for scheme in memory.SCHEMES.values()} == set(memory.METHODS)
 
 
-def test_an_allocation_is_counted_to_the_byte(peak_memory):
+def test_an_allocation_is_counted_to_the_byte():
     with torch.profiler.profile(
         activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
     ) as profile:
@@ -72,14 +79,14 @@ def test_an_allocation_is_counted_to_the_byte(peak_memory):
         b = torch.ones(500)
         del a
         c = torch.ones(100)
-    peak, live = peak_memory._allocator_peak(profile)
+    peak, live = memory._allocator_peak(profile)
     assert peak == 6000
     assert [block["bytes"] for block in live] == [4000, 2000]
     del b, c
 
 
 def test_a_planted_copy_fails_the_program(tmp_path):
-    command = [sys.executable, str(FOLDER / "peak_memory.py"), *SMALL, "--native", "1"]
+    command = [sys.executable, "-m", "zolab", "bench", "memory", *SMALL, "--native", "1"]
     command += ["--scheme", "in_place", "--plant"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 1, done.stderr
@@ -88,53 +95,47 @@ def test_a_planted_copy_fails_the_program(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("model", ["tiny", "embedded"])
-def test_step_times_are_ratios_with_quartiles(load, model, tmp_path):
-    out = tmp_path / "times.json"
-    argv = ["--model", model, "--rows", "2", "--tokens", "8", "--steps", "1", "--rounds", "2"]
-    argv += ["--native", "0", "--noise", "gauss8", "--threads", "1", "--json", str(out)]
-    assert load("step_time").main(argv) == 0
-    rows = json.loads(out.read_text())["rows"]
+@pytest.mark.parametrize(("model", "dtype"), [("tiny", "bfloat16"), ("embedded", "float32")])
+def test_step_times_are_ratios_with_quartiles(model, dtype, tmp_path):
+    options = ["--model", model, "--rows", "2", "--tokens", "8", "--steps", "1", "--rounds", "2"]
+    options += ["--dtype", dtype, "--noise", "gauss8", "--backend", "torch"]
+    rows = rows_of(tmp_path / "times.json", "step", *options)
     assert [(row["scheme"], row["placement"]) for row in rows] == [
-        ("mezo", "in_place"),
-        ("mezo", "paired"),
-        ("sparse_mezo", "in_place"),
-        ("sparse_mezo", "paired"),
+        *(("mezo", p) for p in ("in_place", "paired")),
+        *(("sparse_mezo", p) for p in ("in_place", "paired")),
+        *(("r_mezo", p) for p in ("in_place", "paired")),
+        *((name, "paired") for name in ("lora", "lozo", "subzero")),
         ("official", "in_place"),
     ]
     for row in rows:
-        assert row["dtype"] == "float32"
-        assert row["tuning"] == "full"
+        assert row.keys() >= KEYS
+        assert (row["dtype"], row["backend"]) == (dtype, "torch")
         low, high = row["fraction_quartiles"]
         assert 0.0 < low <= row["fraction_of_limit"] <= high
-    assert [row["sparsity"] for row in rows] == [0.0, 0.0, 0.75, 0.75, 0.0]
-    assert {row["backend"] for row in rows} == {"torch"}
+        slow, fast = row["official_quartiles"]
+        assert 0.0 < slow <= row["official_ratio"] <= fast
+        assert ("fraction_of_doubled" in row) == (row["scheme"] in ("lora", "lozo", "subzero"))
+    assert [row["sparsity"] for row in rows if row["placement"] == "in_place"][1:3] == [0.8, 0.97]
 
 
-def test_the_official_step_moves_along_its_own_noise(load, monkeypatch):
-    step_time, common = load("step_time"), load("common")
-    monkeypatch.setattr(step_time, "LR", 0.1)
-    model = common.random_opt("tiny", "float32", torch.device("cpu"))
-    before = [param.detach().clone() for param in model.parameters()]
-    batches = common.synthetic_batches(1, 2, 8, 1024, torch.device("cpu"))
-    scorer = step_time.CausalScorer(model, pad_id=1)
-    step_time.OfficialStep(model)(step_time.BatchLoss(scorer, batches))
-    torch.manual_seed(1)
-    z = [torch.normal(0.0, 1.0, param.shape) for param in before]
-    moved = [after.detach() - old for after, old in zip(model.parameters(), before, strict=True)]
-    size = sum(float((m * n).sum()) for m, n in zip(moved, z, strict=True))
-    size /= sum(float(n.square().sum()) for n in z)
-    assert abs(size) > 1e-4
-    for m, n in zip(moved, z, strict=True):
-        assert torch.allclose(m, size * n, atol=1e-6 + 0.01 * abs(size))
+@pytest.mark.parametrize("name", ["mezo_opt_ft_lm_f64_seed0", "mezo_llama_ft_lm_f32_seed0"])
+def test_the_official_step_is_that_of_the_recorded_program(name):
+    trace = read_trace(TRACES / f"{name}.json")
+    model, named = build(trace)
+    official = OfficialStep([named[n] for n in trace.order], trace.hyper["lr"], 1e-3)
+    bars = bars_of(trace)
+    for number, want in enumerate(trace.steps):
+        closure = loss_of(trace, model, number, [])
+        plus, minus, grad = official(lambda c=closure: float(c(1)[0]), want["seeds"][0])
+        near([plus, minus], want["losses"], bars.loss, "losses")
+        near([grad], [want["projected_grad"]], bars.slope * max(1, abs(grad)), "projected_grad")
+        for key, numbers in want["params"].items():
+            near(summary(named[key])[2:], numbers[2:], bars.param, key)
 
 
-def test_offload_measures_every_depth(load, tmp_path):
-    out = tmp_path / "offload.json"
-    argv = ["--shape", "tiny", "--layers", "2", "4", "--batch", "1x8", "--dtype", "float32"]
-    argv += ["--steps", "1", "--copy-mb", "1", "--json", str(out)]
-    assert load("offload").main(argv) == 0
-    rows = json.loads(out.read_text())["rows"]
+def test_offload_measures_every_depth(tmp_path):
+    options = ["--shape", "tiny", "--layers", "2", "4", "--batch", "1x8", "--dtype", "float32"]
+    rows = rows_of(tmp_path / "offload.json", "offload", *options, "--steps", "1", "--copy-mb", "1")
     assert [row["layers"] for row in rows] == [2, 4]
     assert rows[1]["layer_bytes"] == 2 * rows[0]["layer_bytes"]
     for row in rows:
@@ -142,3 +143,57 @@ def test_offload_measures_every_depth(load, tmp_path):
         assert row["in_memory_seconds"] > 0
         assert f"{row['layers']} on cpu" in row["plan"]
     assert rows[0]["published_gb"] is None
+
+
+def test_mistakes_are_told_before_anything_is_measured(tmp_path):
+    for argv, said in (
+        (["stepp"], "did you mean 'step'?"),
+        (["step", "--threads", "0"], "--threads 0"),
+        (["step", "--device", "tpu9"], "--device tpu9"),
+        (["step", "--json", str(tmp_path / "no" / "x.json")], "--json"),
+        (["step", "--dtype", "float8"], "--dtype"),
+    ):
+        with pytest.raises(UserError, match=said.replace("?", r"\?")):
+            bench(argv)
+    assert list(tmp_path.iterdir()) == []
+    assert backends(torch.device("cpu"))[-1] == "torch"
+
+
+def test_help_lists_every_part(capsys):
+    assert bench([]) == 0
+    printed = capsys.readouterr().out
+    assert all(f"  {part} " in printed for part in PARTS)
+
+
+def test_small_parts_measure_what_they_say(tmp_path):
+    rows = rows_of(tmp_path / "k.json", "kernels", "--elements", "5000", "--rounds", "1")
+    assert {row["backend"] for row in rows} == set(backends(torch.device("cpu")))
+    assert all(row["fraction_of_bandwidth"] > 0 for row in rows)
+
+    rows = rows_of(
+        tmp_path / "d.json", "drift", "--dtype", "float32", "bfloat16", "--side", "64",
+        "--steps", "1", "5", "--updates", "20", "--size", "1e-4",
+    )  # fmt: skip
+    by = {(row["placement"], row["dtype"]): row for row in rows}
+    assert by["paired", "bfloat16"]["drift"]["5"] == 0.0
+    assert by["in_place official", "bfloat16"]["drift"]["5"] > 1e-5
+    assert by["in_place", "float32"]["updates"]["0.0001"] == {"slope": 1.0, "noise": 0.0}
+    assert abs(by["paired", "bfloat16"]["updates"]["0.0001"]["slope"] - 1.0) < 0.05
+
+    rows = rows_of(tmp_path / "f.json", "forward", "--model", "tiny", "--rounds", "1")
+    assert {row["trick"] for row in rows} >= {"scored positions only", "both signs in one batch"}
+
+    rows = rows_of(tmp_path / "l.json", "logging", "--steps", "40", "--wandb", "off")
+    assert [row["part"] for row in rows][-2:] == ["metrics row", "all"]
+    assert rows[-1]["microseconds_a_step"] == pytest.approx(
+        sum(row["microseconds_a_step"] for row in rows[:-1]), abs=0.05
+    )
+
+
+@pytest.mark.slow  # a run of its own process
+def test_startup_reads_the_records_of_a_run(tmp_path):
+    options = ["--runs", "1", "--steps", "2", "debug=smoke"]
+    (row,) = rows_of(tmp_path / "s.json", "startup", *options)
+    assert row["steps"] == 2
+    assert 0.0 < row["first_step_seconds"] <= row["whole_seconds"]
+    assert 0.0 < row["forward_share"] <= 1.0

@@ -48,6 +48,7 @@ FLOORS = {
     "zolab.begin": 3,
     "zolab.origin": 3,
     "zolab.verbs": 3,
+    "zolab.bench": 3,
     "zolab.verbs.plan": 6,  # as cli: composes a sweep without running it
     "zolab.costs": -1,
     "zolab.offloading": 2,

@@ -320,6 +320,12 @@ def _doctor(arguments: list[str]) -> int:
     return doctor(arguments)
 
 
+def _bench(arguments: list[str]) -> int:
+    from zolab.verbs.bench import bench
+
+    return bench(arguments)
+
+
 def _sweep_verb(name: str) -> Callable[[list[str]], int]:
     def run(arguments: list[str]) -> int:
         from launchers import verbs
@@ -337,6 +343,7 @@ VERBS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "dashboard": (_dashboard, "a live page over a runs folder"),
     "replay": (_replay, "rebuild the weights of a run at any step and write a model"),
     "export": (_export, "write the tuned model or adapter of a run, at its best step or any"),
+    "bench": (_bench, "step time, kernels, memory and more, measured on this machine"),
     "status": (_sweep_verb("status"), "the cells of a runs folder: state, job, step, time left"),
     "cancel": (_sweep_verb("cancel"), "stop cells that run or wait; they stay cancelled"),
     "retry": (_sweep_verb("retry"), "run failed or cancelled cells again, from where they stopped"),

@@ -1,6 +1,6 @@
 """Memory of a cell, from its config: weights, state, gradients, activations, scratch.
 
-The parts are those that `benchmarks/peak_memory.py` compares with measurements and that
+The parts are those that `zolab bench memory` compares with measurements and that
 docs/methods.md and docs/references.md declare; activations are of attention that keeps no scores.
 """
 

@@ -2,7 +2,7 @@
 
 A step alternates between two phases. While a loss is evaluated there are activations; while weights
 are swept and updated there are none. So a part declares what it keeps (`state_bytes`), and what it
-needs for a moment in one phase or the other; `benchmarks/peak_memory.py` compares the sum with the
+needs for a moment in one phase or the other; `zolab bench memory` compares the sum with the
 allocator.
 """
 

@@ -6,9 +6,9 @@ max(compute, transfer). Compute is measured on the device with a few layers in m
 extended in the number of layers; transfer is the bytes of the layers over the measured rate of
 page-locked copies, the slower direction. Rows go to a JSON file.
 
-    python benchmarks/offload.py --shape opt-1.3b opt-6.7b opt-13b opt-30b llama-8b
-    python benchmarks/offload.py --shape opt-175b --layers 4 8 16 --batch 1x2048 --dtype float16
-    python benchmarks/offload.py --shape tiny --batch 2x16 --dtype float32 --steps 2
+    zolab bench offload --shape opt-1.3b opt-6.7b opt-13b opt-30b llama-8b
+    zolab bench offload --shape opt-175b --layers 4 8 16 --batch 1x2048 --dtype float16
+    zolab bench offload --shape tiny --batch 2x16 --dtype float32 --steps 2
 """
 
 from __future__ import annotations
@@ -16,21 +16,16 @@ from __future__ import annotations
 import argparse
 import copy
 import gc
-import os
-import sys
-import time
 from collections.abc import Callable
-from pathlib import Path
 from statistics import median
 from typing import Any
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-
 import torch
-from common import DTYPES, RESULTS, synthetic_batches, table, write_json
 from torch import nn
 
+from zolab.bench import common
+from zolab.bench.common import DTYPES, synthetic_batches, table
+from zolab.models.shapes import auto_class, shape_config
 from zolab.objectives import Batch, BatchLoss, CausalScorer
 from zolab.optim import Offload, Paired, ZeroOrder
 from zolab.optim.offload.blocks import Layout, find_blocks, host_bytes
@@ -78,7 +73,7 @@ FEW, MORE = 1, 3
 def main(argv: list[str] | None = None) -> int:
     """Measure every combination; print the table and write the file."""
     args = _parse(argv)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = common.settle(args)
     rates = copy_rates(device, args.copy_mb << 20)
     rows = []
     for shape in args.shape:
@@ -92,9 +87,7 @@ def main(argv: list[str] | None = None) -> int:
                     whole = layers == config["num_hidden_layers"]
                     row["published_gb"] = published if whole else None
                     rows.append(row)
-                    print(_table([row]), flush=True)
-    settings = {"steps": args.steps, "tier": args.tier, "slots": args.slots, "rates": rates}
-    write_json(args.json, "offload", settings, {"rows": rows})
+    common.report("offload", args.json, {**vars(args), "rates": rates}, rows, _table(rows))
     return 0
 
 
@@ -144,21 +137,16 @@ def timed(
         torch.cuda.reset_peak_memory_stats()
     seconds = []
     for _ in range(steps + 2):
-        begin = time.perf_counter()
-        optimizer.step(loss)
-        _wait(device)
-        seconds.append(time.perf_counter() - begin)
+        seconds.append(common.seconds(lambda: optimizer.step(loss), device))
     peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else 0
     return {"seconds": median(seconds[2:]), "peak": peak}
 
 
 def random_model(config: dict[str, Any], layers: int, dtype: str) -> nn.Module:
     """A model whose layers all have the weights of the first: quick to make at any depth."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
     torch.manual_seed(0)
-    shape = AutoConfig.for_model(**{**config, "num_hidden_layers": 1})
-    model = AutoModelForCausalLM.from_config(shape, dtype=DTYPES[dtype]).eval()
+    shape = shape_config({**config, "num_hidden_layers": 1})
+    model = auto_class("causal").from_config(shape, dtype=DTYPES[dtype]).eval()
     (first,) = (m for m in model.modules() if isinstance(m, nn.ModuleList))
     for number in range(1, layers):
         layer = copy.deepcopy(first[0])
@@ -194,18 +182,7 @@ def bound(row: dict[str, Any], rates: dict[str, float]) -> dict[str, float]:
 
 
 def _seconds(work: Callable[[], Any], device: torch.device) -> float:
-    times = []
-    for _ in range(5):
-        begin = time.perf_counter()
-        work()
-        _wait(device)
-        times.append(time.perf_counter() - begin)
-    return median(times[1:])
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
+    return median([common.seconds(work, device) for _ in range(5)][1:])
 
 
 def _table(rows: list[dict[str, Any]]) -> str:
@@ -222,7 +199,7 @@ def _table(rows: list[dict[str, Any]]) -> str:
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = common.parser("offload", __doc__.splitlines()[0])
     parser.add_argument("--shape", nargs="+", choices=SHAPES, default=["tiny"])
     parser.add_argument("--layers", nargs="+", type=int, help="depths; default: the shape's own")
     parser.add_argument("--batch", nargs="+", default=["1x2048", "16x256"], metavar="ROWSxTOKENS")
@@ -233,9 +210,4 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--upload-only", action="store_true")
     parser.add_argument("--in-memory", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--copy-mb", type=int, default=256, help="size of a copy, for the rates")
-    parser.add_argument("--json", type=Path, default=RESULTS / "offload.json")
     return parser.parse_args(argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -19,10 +19,10 @@ steps, which must be found.
 
 A scheme is a placement, plus a method of `METHODS` other than MeZO: `paired+adam`.
 
-    python benchmarks/peak_memory.py
-    python benchmarks/peak_memory.py --shape small --methods --in-process
-    python benchmarks/peak_memory.py --dtype bfloat16 --native 1 --scheme paired
-    python benchmarks/peak_memory.py --plant
+    zolab bench memory
+    zolab bench memory --shape small --methods --in-process
+    zolab bench memory --dtype bfloat16 --native 1 --scheme paired
+    zolab bench memory --plant
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from schemes import METHODS, SCHEMES, USUAL
+from zolab.bench.methods import METHODS, SCHEMES, USUAL
 
 WORKER_ENV = {
     "MALLOC_ARENA_MAX": "1",
@@ -74,16 +74,15 @@ def main(argv: list[str] | None = None) -> int:
                 job = {**base, "dtype": dtype, "native": native, "scheme": name}
                 rows.append(_row(name, job, spawn(job), inference))
                 print(_line(rows[-1]), file=sys.stderr, flush=True)
-    from common import RESULTS, write_json
+    from zolab.bench import common
 
-    print(_table(rows))
     missed = [row for row in rows if row["missed"]]
     for row in missed:
         print(f"MISSED {row['scheme']} {row['dtype']} native={row['native']}: {row['missed']}")
-    out = args.json or (None if args.plant else RESULTS / "peak_memory.json")
-    if out is not None:
-        extra = {} if args.in_process else {"imports_rss_bytes": _spawn({"imports": True})}
-        write_json(out, "peak_memory", base, {**extra, "rows": rows})
+    extra = {}
+    if args.json is not None and not args.in_process:
+        extra = {"imports_rss_bytes": _spawn({"imports": True})}
+    common.report("memory", args.json, base, rows, _table(rows), **extra)
     return 1 if missed else 0
 
 
@@ -97,8 +96,8 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
 
         return {"torch": _status("VmRSS")}
     import torch
-    from common import SHAPES, random_opt, synthetic_batches, tensor_bytes
 
+    from zolab.bench.common import SHAPES, random_opt, synthetic_batches, tensor_bytes
     from zolab.objectives import BatchLoss, CausalScorer
 
     ctypes.CDLL(None).prctl(41, 1, 0, 0, 0)  # PR_SET_THP_DISABLE: pages count one by one
@@ -290,7 +289,7 @@ def _spawn(job: dict[str, Any]) -> Any:
         "ZOLAB_NATIVE": str(job.get("native", 1)),
     }
     done = subprocess.run(
-        [sys.executable, __file__, "--worker", json.dumps(job)],
+        [sys.executable, "-m", "zolab", "bench", "memory", "--worker", json.dumps(job)],
         env=environment,
         capture_output=True,
         text=True,
@@ -328,7 +327,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
 
 
 def _table(rows: list[dict[str, Any]]) -> str:
-    from common import table
+    from zolab.bench.common import table
 
     header = ["scheme", "dtype", "native", "peak MB", "of inference", "by rss"]
     header += ["state MB", "scratch MB", "of declared", ""]
@@ -336,8 +335,10 @@ def _table(rows: list[dict[str, Any]]) -> str:
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--shape", default="opt-125m", choices=("opt-125m", "small", "tiny"))
+    from zolab.bench import common
+
+    parser = common.parser("memory", __doc__.split("\n", 1)[0])
+    parser.add_argument("--shape", default="opt-125m", choices=tuple(common.SHAPES))
     parser.add_argument("--dtype", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--native", nargs="+", type=int, default=[1, 0], choices=(0, 1))
     parser.add_argument("--methods", action="store_true", help="all schemes, not only the usual")
@@ -346,13 +347,9 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--rows", type=int, default=16, help="examples in a batch")
     parser.add_argument("--tokens", type=int, default=64, help="tokens of an example")
     parser.add_argument("--steps", type=int, default=2)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--plant", action="store_true", help="keep a copy of the model: must fail")
-    parser.add_argument("--json", type=Path, help="file to write")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
-    return parser.parse_args(argv)
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
+    args = parser.parse_args(argv)
+    if not args.worker:
+        common.settle(args)
+    return args

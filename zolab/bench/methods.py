@@ -1,4 +1,4 @@
-"""The schemes of peak_memory.py: every method of `zolab.optim` with the placements it has."""
+"""The schemes of `zolab bench memory`: every method of `zolab.optim` with the placements it has."""
 
 from __future__ import annotations
 

@@ -1,0 +1,94 @@
+"""Sweeps over weights, kind by kind, against an in-place pass of plain torch over the same memory.
+
+A sweep's floor is what it must move: one read and one write of the weights, for a pair one read and
+two writes. `fraction_of_bandwidth` is the time of those bytes at the measured rate over the
+sweep's own, in turns, so that other load on the machine cancels. Without a mask, with one of
+bytes, and with a threshold on the weights' own size, as Sparse-MeZO has it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zolab.bench import common
+from zolab.bench.common import DTYPES, spread, table
+from zolab.optim.backend import Term, pair, sweep_
+from zolab.optim.directions import Gaussian, Rademacher
+
+NOISES = ("gauss", "gauss8", "rademacher")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Measure every kind, dtype and backend; print the table and write the file."""
+    parser = common.parser("kernels", __doc__.splitlines()[0])
+    parser.add_argument("--elements", type=int, default=1 << 24)
+    parser.add_argument("--dtype", nargs="+", default=["float32", "bfloat16"], choices=list(DTYPES))
+    parser.add_argument("--noise", nargs="+", default=list(NOISES), choices=NOISES)
+    parser.add_argument("--backend", choices=("cpp", "torch"), help="default: all there are")
+    parser.add_argument("--rounds", type=int, default=9)
+    args = parser.parse_args(argv)
+    device = common.settle(args)
+    found = common.backends(device)
+    rows = []
+    for dtype in args.dtype:
+        torch.manual_seed(0)
+        weight = torch.randn(args.elements, device=device).to(DTYPES[dtype])
+        for noise in args.noise:
+            for name in [b for b in found if args.backend in (None, b)] or found:
+                with common.backend(name):
+                    for work, run in _works(noise, weight).items():
+                        row = {"kernel": work, "noise": noise, "backend": name, "dtype": dtype}
+                        rows.append(row | _measure(run, work, weight, args.rounds))
+    lines = {dtype: common.roofline(device, dtype) for dtype in args.dtype}
+    common.report("kernels", args.json, vars(args), rows, _table(rows), roofline=lines)
+    return 0
+
+
+def _works(noise: str, weight: Tensor) -> dict[str, Callable[[], Any]]:
+    """Kernel -> one call of it; coefficients are too small to change a weight much."""
+    direction = Rademacher() if noise == "rademacher" else Gaussian(noise)
+    one, two = Term(1e-9, 1), Term(1e-9, 2)
+    mask = torch.rand(weight.shape, device=weight.device) < 0.2
+    rounded = Term(1e-9, 1, stochastic=True)
+    return {
+        "one term": lambda: sweep_(weight, 0, [one], direction),
+        "two terms": lambda: sweep_(weight, 0, [one, two], direction),
+        "one term, stochastic": lambda: sweep_(weight, 0, [rounded], direction),
+        "one term, mask": lambda: sweep_(weight, 0, [one], direction, mask),
+        "pair": lambda: pair(weight, 0, 1, 1e-9, direction),
+    }
+
+
+def _measure(run: Callable[[], Any], work: str, weight: Tensor, rounds: int) -> dict[str, Any]:
+    """Time in turns with a pass that only reads and writes."""
+    shares, times = [], []
+    passes = 1.5 if work == "pair" else 1.0
+    for number in range(rounds + 1):
+        floor = common.seconds(lambda: weight.mul_(1.0), weight.device)
+        own = common.seconds(run, weight.device)
+        if number:
+            shares.append(passes * floor / own)
+            times.append(own / len(weight) * 1e11)
+    share, around = spread(shares)
+    return {
+        "milliseconds_per_100m": spread(times)[0],
+        "fraction_of_bandwidth": share,
+        "quartiles": around,
+    }
+
+
+def _table(rows: list[dict[str, Any]]) -> str:
+    header = ["kernel", "noise", "backend", "dtype"]
+    lines = [
+        [
+            *(row[key] for key in header),
+            f"{row['milliseconds_per_100m']:.0f}",
+            "{:.2f} [{:.2f}, {:.2f}]".format(row["fraction_of_bandwidth"], *row["quartiles"]),
+        ]
+        for row in rows
+    ]
+    return table([*header, "ms per 100M", "of bandwidth"], lines)

@@ -1,0 +1,285 @@
+"""Time of a zeroth-order step as a fraction of the fastest possible one: two bare forwards.
+
+Everything alternates in one process: in each round every scheme takes its turn right after the two
+forwards it is compared with (same model shape, same batches, scored-position logits, no
+perturbation), and only ratios of neighbours are reported, as median and quartiles over the rounds.
+`official` is the published step restated (`bench.official`), with logits at every position. Each
+in-place scheme has a model of its own, since its weights stay perturbed between steps; those that
+never touch them share one. Where both signs pass the base in one batch (LoRA, low rank), a bare
+forward of the doubled batch is the second yardstick.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import os
+import sys
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from zolab import optim
+from zolab.bench import common
+from zolab.bench.common import DTYPES, SHAPES, random_opt, spread, synthetic_batches, table
+from zolab.bench.embedded import embedded
+from zolab.bench.official import OfficialStep
+from zolab.models.tuning import Lora
+from zolab.objectives import Batch, BatchLoss, CausalScorer
+
+LR, EPS = 1e-6, 1e-3
+PLACEMENTS = {"in_place": optim.InPlace, "paired": optim.Paired, "per_layer": optim.PerLayer}
+NOISES = ("gauss", "gauss8", "rademacher")
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """One way of taking a step; `sparsity` is the share frozen."""
+
+    scheme: str
+    placement: str
+    backend: str
+    noise: str
+    tuning: str = "full"
+    direction: str = "gaussian"
+    sparsity: float = 0.0
+
+    @property
+    def both_at_once(self) -> bool:
+        """Whether a doubled forward of the base is what a step could cost."""
+        return self.tuning != "full" or self.direction in ("lazy_low_rank", "subspace")
+
+
+#: scheme -> (what it changes in `Scheme`, its parts).
+KINDS: dict[str, tuple[dict[str, Any], dict[str, Callable[[], Any]]]] = {
+    "mezo": ({}, {}),
+    "sparse_mezo": ({"sparsity": 0.8}, {"mask": lambda: optim.SmallWeights(0.8)}),
+    "r_mezo": ({"sparsity": 0.97}, {"mask": lambda: optim.RandomMask(0.97)}),
+    "lora": ({"tuning": "lora"}, {}),
+    "lozo": ({"direction": "lazy_low_rank"}, {"direction": optim.LazyLowRank}),
+    "subzero": ({"direction": "subspace"}, {"direction": optim.Subspace}),
+}
+
+
+class Turn:
+    """Steps of one scheme on a list of batches, timed as a whole."""
+
+    def __init__(
+        self, work: Callable[[BatchLoss], Any], model: nn.Module, backend: str = "cpp"
+    ) -> None:
+        self.work = work
+        self.backend = backend
+        self.scorer = CausalScorer(model, pad_id=1)
+
+    def seconds(self, batches: Sequence[Batch]) -> float:
+        def all_of_them() -> None:
+            for batch in batches:
+                self.work(BatchLoss(self.scorer, [batch]))
+
+        with common.backend(self.backend):
+            return common.seconds(all_of_them, self.scorer.device)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Measure every dtype until rounds or seconds are used up; print the table, write the file."""
+    args = _parse(argv)
+    device = common.settle(args)
+    rows, lines, loads = [], {}, []
+    for dtype in args.dtype:
+        lines[dtype] = common.roofline(device, dtype, 16 if args.model == "tiny" else 256)
+        model, batches = _load(args, dtype, device)
+        found, load = _measure(args, dtype, model, batches)
+        rows += found
+        loads += load
+        del model, batches
+    settings = {**vars(args), "load_of_rounds": loads}
+    common.report("step", args.json, settings, rows, _table(rows), roofline=lines)
+    return 0
+
+
+def _measure(
+    args: argparse.Namespace, dtype: str, model: nn.Module, batches: Sequence[Batch]
+) -> tuple[list[dict[str, Any]], list[float]]:
+    """Rows of one dtype, and the load of each round."""
+    limit = Turn(lambda loss: (loss(1), loss(1)), model)
+    doubled = Turn(lambda loss: loss(2), model)
+    official = Turn(_Official(model), model, "torch")
+    turns = {scheme: _turn(scheme, model) for scheme in _schemes(args, model)}
+    times: dict[Any, list[tuple[float, ...]]] = {name: [] for name in [*turns, "official"]}
+    loads = []
+    begin = time.perf_counter()
+    for number in range(args.rounds + 1):
+        spent = time.perf_counter() - begin
+        if number > 2 and spent * (number + 1) / number > args.seconds:
+            break
+        part = [batches[(number * args.steps + i) % len(batches)] for i in range(args.steps)]
+        for name, turn in [*turns.items(), ("official", official)]:
+            own = (limit.seconds(part), turn.seconds(part))
+            if isinstance(name, Scheme) and name.both_at_once:
+                own = (*own, doubled.seconds(part))
+            if number:  # the first round builds, allocates and warms up
+                times[name].append(own)
+            if sys.stderr.isatty():
+                print(f"\r{dtype} round {number} {name}\033[K", end="", file=sys.stderr)
+        loads.append(round(os.getloadavg()[0], 2))
+    base = [(own[0] / own[1]) for own in times["official"]]
+    last = Scheme("official", "in_place", "torch", "gauss")
+    rows = [_row(args, dtype, name, times[name], base) for name in turns]
+    rows.append(_row(args, dtype, last, times["official"], base))
+    return rows, loads
+
+
+# --- what takes a turn ---------------------------------------------------------------------------
+
+
+def _schemes(args: argparse.Namespace, model: nn.Module) -> list[Scheme]:
+    """All noises and backends with plain MeZO; one of each with what builds on it."""
+    found = common.backends(next(model.parameters()).device)
+    chosen = [name for name in found if args.backend in (None, name)] or found
+    out = []
+    for name in args.scheme:
+        change = KINDS[name][0]
+        plain = name == "mezo"
+        # A rank or an adapter is nothing without both signs in one batch.
+        placements = args.placement if plain or "sparsity" in change else ["paired"]
+        for placement in placements:
+            for backend in chosen if plain else chosen[:1]:
+                noises = args.noise
+                if not plain:
+                    noises = ["gauss8" if "sparsity" in change and "gauss8" in noises else "gauss"]
+                for noise in noises:
+                    drawn = {"direction": "rademacher" if noise == "rademacher" else "gaussian"}
+                    out.append(Scheme(name, placement, backend, noise, **{**drawn, **change}))
+    return out
+
+
+def _turn(scheme: Scheme, model: nn.Module) -> Turn:
+    if scheme.placement == "in_place" or scheme.tuning == "lora":
+        model = copy.deepcopy(model)
+        for module in model.modules():  # a copied model also copies the hook of its scorer
+            module._forward_pre_hooks.clear()
+    if scheme.tuning == "lora":
+        Lora().apply(model, model.config.vocab_size)
+    noise = scheme.noise
+    parts = {name: make() for name, make in KINDS[scheme.scheme][1].items()}
+    parts.setdefault(
+        "direction", optim.Rademacher() if noise == "rademacher" else optim.Gaussian(noise)
+    )
+    with common.backend(scheme.backend), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # 16-bit weights in place: measured all the same
+        optimizer = optim.ZeroOrder(
+            [(name, p) for name, p in model.named_parameters() if p.requires_grad],
+            lr=LR,
+            eps=EPS,
+            placement=PLACEMENTS[scheme.placement](),
+            model=model,
+            **parts,
+        )
+    return Turn(optimizer.step, model, scheme.backend)
+
+
+class _Official:
+    """The published step on a batch, with the logits of all positions."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = copy.deepcopy(model)
+        for module in self.model.modules():
+            module._forward_pre_hooks.clear()
+        self.step = OfficialStep(self.model.parameters(), LR, EPS)
+        self.seed = 0
+
+    def __call__(self, loss: BatchLoss) -> None:
+        self.seed += 1
+        (batch,) = loss.batches
+        self.step(lambda: self._loss(batch), self.seed)
+
+    @torch.inference_mode()
+    def _loss(self, batch: Batch) -> float:
+        logits = self.model(input_ids=batch.input_ids, use_cache=False).logits
+        scored = logits.flatten(0, 1)[batch.select].float()
+        return float(F.cross_entropy(scored, batch.target.new_zeros(len(scored))))
+
+
+def _load(
+    args: argparse.Namespace, dtype: str, device: torch.device
+) -> tuple[nn.Module, list[Batch]]:
+    """The model, in eval mode, and its batches: random ones, or those of the embedded task."""
+    if args.model == "embedded":
+        return embedded(dtype, device, args.rows)
+    model = random_opt(args.model, dtype, device)
+    vocab = model.config.vocab_size
+    return model, synthetic_batches(2 * args.steps, args.rows, args.tokens, vocab, device)
+
+
+# --- results -------------------------------------------------------------------------------------
+
+
+def _row(
+    args: argparse.Namespace,
+    dtype: str,
+    scheme: Scheme,
+    times: Sequence[tuple[float, ...]],
+    official: Sequence[float],
+) -> dict[str, Any]:
+    """A row: all ratios go through the neighbouring limit, so that load cancels."""
+    fractions = [own[0] / own[1] for own in times]
+    ratios = [mine / theirs for mine, theirs in zip(fractions, official, strict=True)]
+    fraction, around = spread(fractions)
+    ratio, about = spread(ratios)
+    row = {
+        **asdict(scheme),
+        "model": args.model,
+        "dtype": dtype,
+        "fraction_of_limit": fraction,
+        "fraction_quartiles": around,
+        "official_ratio": ratio,
+        "official_quartiles": about,
+        "rounds": len(times),
+    }
+    if scheme.both_at_once:
+        share, near = spread([own[2] / own[1] for own in times])
+        row |= {"fraction_of_doubled": share, "doubled_quartiles": near}
+    return row
+
+
+def _table(rows: Sequence[dict[str, Any]]) -> str:
+    header = ["scheme", "placement", "noise", "sparsity", "backend", "dtype"]
+    measured = {
+        "of limit": ("fraction_of_limit", "fraction_quartiles"),
+        "official/this": ("official_ratio", "official_quartiles"),
+        "of one doubled forward": ("fraction_of_doubled", "doubled_quartiles"),
+    }
+    lines = []
+    for row in rows:
+        cells = [str(row[key]) for key in header]
+        for value, quartiles in measured.values():
+            low, high = row.get(quartiles, (0, 0))
+            cells.append(f"{row[value]:.2f} [{low:.2f}, {high:.2f}]" if value in row else "-")
+        lines.append(cells)
+    return table([*header, *measured], lines)
+
+
+def _parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = common.parser("step", __doc__.splitlines()[0])
+    parser.add_argument("--model", default="opt-125m", choices=(*SHAPES, "embedded"))
+    parser.add_argument("--dtype", nargs="+", default=["float32", "bfloat16"], choices=list(DTYPES))
+    parser.add_argument("--backend", choices=("cpp", "torch"), help="default: all there are")
+    parser.add_argument("--scheme", nargs="+", default=list(KINDS), choices=KINDS)
+    parser.add_argument(
+        "--placement", nargs="+", default=["in_place", "paired"], choices=PLACEMENTS
+    )
+    parser.add_argument("--noise", nargs="+", default=list(NOISES), choices=NOISES)
+    parser.add_argument("--rows", type=int, default=16, help="examples in a batch")
+    parser.add_argument("--tokens", type=int, default=64, help="tokens of an example")
+    parser.add_argument("--steps", type=int, help="steps in a turn (8 for the embedded model)")
+    parser.add_argument("--rounds", type=int, default=9, help="at most so many")
+    parser.add_argument("--seconds", type=float, default=600.0, help="of each dtype, at most")
+    args = parser.parse_args(argv)
+    args.steps = args.steps or (8 if args.model == "embedded" else 1)
+    return args

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import signal
 
 from launchers import slurm_state
@@ -14,6 +15,10 @@ from zolab.process import STOP_SIGNALS
 #: The scheduler ended the job for reasons of its own; the cell goes on with the same command.
 _INTERRUPTED = ("TIMEOUT", "PREEMPTED", "NODE_FAIL", "BOOT_FAIL", "DEADLINE", "REVOKED")
 _LOG_LINES = 3
+#: How a log ends when SLURM killed the step by itself: it says so, then srun counts the dead.
+_STEP_CANCELLED = re.compile(
+    r"STEP \S+ ON \S+ CANCELLED AT \S+ \*\*\*(\nsrun: error: .*)*(\nsrun: Force Terminated .*)?$"
+)
 
 
 def bury(entry: Entry, job: str, job_state: str | None) -> None:
@@ -50,6 +55,8 @@ def _failed(entry: Entry, job: str) -> tuple[str, str]:
     name = killed_by(*(slurm_state.exit_status(job) or (0, 0)))
     if name in STOP_SIGNALS:  # asked to stop before it could listen
         return "preempted", f"FAILED, {name}"
+    if name == "SIGKILL" and _STEP_CANCELLED.search("\n".join(last_lines(entry.run_dir, 16))):
+        return "preempted", "FAILED, its step was cancelled"
     if name != "SIGKILL":
         return "failed", "FAILED" + (f", {name}" if name else "") + last_seen(entry)
     return "failed", f"FAILED, SIGKILL not sent by SLURM: out of memory?{last_seen(entry)}"

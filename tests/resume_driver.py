@@ -15,8 +15,7 @@ import sys
 import time
 from pathlib import Path
 
-import datasets  # noqa: F401 - imported here so that children need not do it
-import hydra.utils  # noqa: F401
+import hydra.utils  # noqa: F401 - imported here so that children need not do it
 import transformers.models.opt.modeling_opt  # noqa: F401
 import wandb  # noqa: F401
 from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401

@@ -155,6 +155,14 @@ def test_a_login_node_loads_no_torch() -> None:
     assert not loaded & {"torch", "transformers", "datasets", "wandb"}
 
 
+def test_local_rows_are_read_without_what_takes_long_to_import() -> None:
+    form = "zolab.config.rows.RowForm(('sentence',), 'label', 2)"
+    read = f"zolab.data.FileTable(assets.locate_task('uci_sent') / 'train.jsonl', {form}).rows([0])"
+    loaded = loaded_after(f"import zolab.run, zolab.data; from zolab import assets; {read}")
+    assert "torch" in loaded
+    assert not loaded & {"datasets", "pyarrow", "pandas", "wandb", "peft", "scipy"}
+
+
 def test_help_is_quick() -> None:
     """At most 1.5 s, best of three on a busy machine."""
     times = []

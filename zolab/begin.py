@@ -14,7 +14,14 @@ from zolab.data import BatchOrder
 from zolab.environment import set_threads
 from zolab.errors import UserError
 from zolab.job import Job
-from zolab.journal import Journal, JournalRow, header_differences, make_header, read_journal
+from zolab.journal import (
+    Journal,
+    JournalRow,
+    continue_under,
+    header_differences,
+    make_header,
+    read_journal,
+)
 from zolab.journal import replay as replay_rows
 from zolab.learner import Learner, ZerothOrderLearner
 from zolab.ledger import (
@@ -26,7 +33,7 @@ from zolab.memory import PeakMemory
 from zolab.models.load import LoadedModel
 from zolab.objectives import BatchLoss, MaskedScorer
 from zolab.offloading import Work, report
-from zolab.optim import ZeroOrder
+from zolab.optim import NUMERICS, ZeroOrder
 from zolab.optim.placements import Paired
 from zolab.optim.selfcheck import SelfCheckError, settle_placement
 from zolab.origin import load_origin, trainable_share
@@ -64,6 +71,7 @@ def prepare(
     if isinstance(learner, ZerothOrderLearner):
         records = read_journal(folder)
         _settle(folder, cell, learner.optimizer, study)
+        records = _replayable(folder, checkpoints, records, number)
         _resume_journaled(learner, loaded, checkpoints, records)
         journal = Journal(folder / "attempts" / str(number))
         if ranks is not None:
@@ -209,13 +217,28 @@ def use_recorded_placement(optimizer: ZeroOrder, header: dict[str, Any]) -> None
 def check_header(
     folder: Path, header: dict[str, Any], optimizer: ZeroOrder | None, cell: dict[str, Any]
 ) -> None:
-    """Refuse to go on from a base, data, a table or numerics other than the first attempt's."""
+    """Refuse to go on from a base, data or a table other than the first attempt's."""
     odd = header_differences(header, _header(folder, optimizer, cell))
     if odd:
         raise UserError(
             f"{folder.name} began with other {', '.join(odd)} (header.json): it can only be "
             "continued or replayed with those"
         )
+
+
+def _replayable(
+    folder: Path, checkpoints: Checkpoints, records: list[JournalRow], number: int
+) -> list[JournalRow]:
+    """The rows to go on from, cut where this code's numerics are not those that took them."""
+    header = read_json(folder / "header.json")
+    if header["numerics"] == NUMERICS and not header.get("continued"):
+        return records
+    saved = checkpoints.newest_step(at_most=len(records))
+    now = continue_under(header, records, saved, number)
+    if now is None:
+        return records
+    write_json(folder / "header.json", now)
+    return records[:saved]
 
 
 def _resume_journaled(

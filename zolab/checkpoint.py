@@ -128,6 +128,11 @@ class Checkpoints:
                 return weights, {k[2:]: v for k, v in tensors.items() if k[:2] == "s."}, extra
         return None
 
+    def newest_step(self, at_most: int) -> int:
+        """Step of what `newest` gives; 0 if there is nothing."""
+        found = self.newest(at_most)
+        return 0 if found is None else found[2]["step"]
+
     def save_best(self, model: nn.Module, step: int) -> None:
         """Keep the present weights as the best so far."""
         self.folder.mkdir(exist_ok=True)

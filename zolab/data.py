@@ -19,8 +19,6 @@ from zolab.optim.keys import permutation
 
 #: Batches whose examples are sorted by length together; small enough to keep batches mixed.
 BUCKET_BATCHES = 4
-#: Column of a table that no task uses: where a row stands.
-_PLACE = "FILE:LINE"
 
 
 @dataclass(frozen=True)
@@ -66,7 +64,9 @@ class Table(Protocol):
 
 
 class FileTable:
-    """Rows of a data file, each looked at before Arrow sees it: Arrow names neither file nor line.
+    """Rows of a data file, of each what the task uses of it.
+
+    Kept as they are: Arrow would take less memory, and a second to import with what it brings.
 
     Args:
         path: file of rows.
@@ -77,30 +77,18 @@ class FileTable:
     """
 
     def __init__(self, path: Path, form: RowForm) -> None:
-        import datasets
-        from pyarrow import ArrowException
-
-        rows = [
-            {**form.used(row), _PLACE: f"{path}:{number}"}
-            for number, row in rows_of.read(path, form)
-        ]
-        try:
-            self._table = datasets.Dataset.from_list(rows)
-        except (ArrowException, OverflowError, TypeError, ValueError) as error:
-            raise UserError(f"{path}: cannot be made a table: {first_line(error)}") from error
-        self._label = form.label_column
+        self._path, self._label = path, form.label_column
+        self._rows = [(number, form.used(row)) for number, row in rows_of.read(path, form)]
 
     def __len__(self) -> int:
-        return len(self._table)
+        return len(self._rows)
 
     def rows(self, indices: Sequence[int]) -> list[Row]:
-        return [
-            Row({k: v for k, v in fields.items() if k != _PLACE}, fields[_PLACE])
-            for fields in self._table.select(indices).to_list()
-        ]
+        chosen = [self._rows[index] for index in indices]
+        return [Row(fields, f"{self._path}:{number}") for number, fields in chosen]
 
     def labels(self) -> list[Any]:
-        return list(self._table[self._label])
+        return [fields[self._label] for _, fields in self._rows]
 
 
 def read_folder(folder: Path, sampling: Sampling, form: RowForm) -> dict[str, list[Row]]:

@@ -72,6 +72,7 @@ class Job:
     def close(self, exit_code: int) -> None:
         """Close every file of the attempt; the mirror is told how it ended."""
         self.progress.close()
+        self.memory.close()
         if self.journal is not None:
             self.journal.close()
         self.metrics.close(exit_code)

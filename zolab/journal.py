@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from zolab.config.identity import identity
+from zolab.errors import UserError
+from zolab.ledger import read_json
 from zolab.optim import NUMERICS, StepRecord, ZeroOrder
 from zolab.tracking.local import JsonLines, read_rows
 
@@ -95,12 +97,16 @@ def read_journal(run_dir: Path) -> list[JournalRow]:
 
     A later attempt knew what it continued from, so from its first step on its rows count and what
     an earlier attempt wrote beyond that (a process that did not know it had been replaced) is
-    dropped. A gap ends the chain.
+    dropped. A gap ends the chain. What lay beyond a checkpoint when other numerics took over
+    (`continue_under`) is dropped too.
     """
     rows: list[JournalRow] = []
+    continued = read_json(run_dir / "header.json").get("continued", [])
+    cuts = {entry["attempt"]: entry["step"] for entry in continued}
     attempts = run_dir / "attempts"
     numbers = sorted(int(p.name) for p in attempts.glob("*") if p.name.isdigit())
     for number in numbers:
+        rows = rows[: cuts.get(number)]
         segment = [
             JournalRow.from_json(r) for r in read_rows(attempts / str(number) / "journal.jsonl")
         ]
@@ -158,7 +164,56 @@ def make_header(
     }
 
 
+def continue_under(
+    header: dict[str, Any], rows: Sequence[JournalRow], saved: int, attempt: int
+) -> dict[str, Any] | None:
+    """What a header becomes if this code cannot replay what was taken since a checkpoint.
+
+    Rows that other numerics took do not give the same bits here: the run goes on from the weights
+    of a checkpoint, or from the start, and steps after that are taken again.
+
+    Args:
+        header: of the run, with its `numerics` and the continuations so far.
+        rows: its journal.
+        saved: step of the newest checkpoint among the rows; 0 if there is none.
+        attempt: number of the attempt that goes on.
+
+    Returns:
+        The header with one more continuation; None if all rows after `saved` can be replayed.
+    """
+    earlier = header.get("continued", [])
+    last = [{"step": 0, "numerics": header["numerics"]}, *earlier][-1]
+    if last["numerics"] == NUMERICS and saved >= last["step"]:
+        return None
+    if not rows:
+        return {**header, "numerics": NUMERICS, "continued": []}
+    kept = [entry for entry in earlier if entry["step"] < saved]
+    return {
+        **header,
+        "continued": [*kept, {"step": saved, "numerics": NUMERICS, "attempt": attempt}],
+    }
+
+
+def check_replayable(name: str, header: dict[str, Any], step: int) -> None:
+    """Refuse to replay steps that other numerics took; UserError that says how far it goes."""
+    if header.get("numerics") != NUMERICS:
+        raise UserError(
+            f"{name} began with numerics {header.get('numerics')} (header.json), this is "
+            f"{NUMERICS}: it can be continued, but only replayed with those"
+        )
+    end = min((entry["step"] for entry in header.get("continued", [])), default=step)
+    if step > end:
+        raise UserError(
+            f"--step {step}: {name} was continued under other numerics after step {end}, the last "
+            "one that can be replayed"
+        )
+
+
 def header_differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Keys in which two headers differ, as they look after a round trip through JSON."""
+    """Keys in which two headers differ, as they look after a round trip through JSON.
+
+    Numerics may differ: see `continue_under` and `check_replayable`.
+    """
     new = json.loads(json.dumps(new))
-    return [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
+    compared = {*old, *new} - {"numerics", "continued"}
+    return [key for key in sorted(compared) if old.get(key) != new.get(key)]

@@ -21,7 +21,7 @@ from zolab.checkpoint import copy_into, load_tensors, save_tensors
 from zolab.environment import environment, set_threads, versions
 from zolab.errors import UserError
 from zolab.job import Job
-from zolab.journal import read_journal
+from zolab.journal import check_replayable, read_journal
 from zolab.journal import replay as replay_rows
 from zolab.learner import Learner, ZerothOrderLearner
 from zolab.ledger import (
@@ -38,7 +38,7 @@ from zolab.offloading import Work, told_in_one_line
 from zolab.optim import NUMERICS
 from zolab.origin import load_origin
 from zolab.parallel import Ranks, join_ranks
-from zolab.process import Preempted, describe
+from zolab.process import Preempted, age_seconds, describe
 from zolab.tasks import KINDS
 from zolab.tracking.schema import SCHEMA_VERSION
 from zolab.train import train
@@ -85,10 +85,11 @@ def _attempt(folder: Path, claim: Claim, ranks: Ranks | None = None) -> dict[str
         cell = compose.read_cell(folder)
         set_threads(cell)
         write_json(attempt_dir / "env.json", environment())
-        begin = time.time()
+        begin, imported = time.time(), age_seconds()
         claim.beat({"step": 0, "steps": cell["train"]["steps"]}, force=True)
         with claim.keep_alive():
             job = prepare(folder, cell, claim, number, ranks)
+        prepared = age_seconds()
         with told_in_one_line():
             outcome = train(job)
         result = {
@@ -99,7 +100,9 @@ def _attempt(folder: Path, claim: Claim, ranks: Ranks | None = None) -> dict[str
             "metric": KINDS[cell["task"]["kind"]].metric,
             "num_attempts": number,
             "wall_seconds": time.time() - begin,
+            "startup": {"imported": imported, "prepared": prepared},
             "numerics": NUMERICS,
+            "continued": read_json(folder / "header.json").get("continued", []),
             "versions": versions(),
             "data": job.data,
             "model": job.model,
@@ -178,6 +181,7 @@ def rebuild(run: str | Path, step: int) -> LoadedModel:
     optimizer = learner.optimizer
     use_recorded_placement(optimizer, header)
     check_header(folder, header, optimizer, cell)
+    check_replayable(folder.name, header, step)
     replay_rows(optimizer, rows[:step])
     optimizer.placement.unbind()
     work.clear()  # what is mapped from there stays for as long as the model does

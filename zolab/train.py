@@ -108,6 +108,7 @@ class _Loop:
         self._since["steps"] += 1
         self._since["seconds"] += seconds
         self._since["forward"] += closure.seconds
+        self._startup = self._startup or age_seconds()
         job.progress.step(step, record.loss, record.num_forwards)
         self._beat(record.loss)
         if job.counters.nonfinite_in_a_row >= job.settings["max_nonfinite"]:
@@ -115,7 +116,6 @@ class _Loop:
                 f"train.max_nonfinite = {job.settings['max_nonfinite']}: that many losses in a row "
                 f"were not finite, the last at step {step}; try a lower optimizer.lr"
             )
-        self._startup = self._startup or age_seconds()
         self._agree_if_due()
         self._row_if_due(JournalRow.of(record))
         self.stop_if_asked()
@@ -330,6 +330,7 @@ class _Loop:
                 "forwards_per_second": progress.rate(),
                 "eta_seconds": progress.eta(step),
                 "metrics": self._evaluated,
+                "first_step_seconds": self._startup,
             },
             force=loss is not None and not self._shown,
         )

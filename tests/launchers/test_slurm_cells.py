@@ -16,7 +16,7 @@ from zolab import compose, ledger
 #: What a result tells about the machine and the moment, not about the run.
 MEASURED = {
     "train_seconds", "wall_seconds", "first_step_seconds", "peak_bytes", "base_bytes",
-    "eval_peak_bytes", "num_attempts",
+    "eval_peak_bytes", "num_attempts", "startup",
 }  # fmt: skip
 
 

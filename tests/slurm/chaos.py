@@ -16,6 +16,7 @@ import contextlib
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -51,7 +52,7 @@ class Size:
 
 
 FULL = Size(24, 50, 8, preemptions=6, signals=3, node_deaths=2, cancels=2)
-SHORT = Size(8, 40, 8, preemptions=1, signals=1, node_deaths=1, cancels=1)
+SHORT = Size(6, 40, 6, preemptions=1, signals=1, node_deaths=1, cancels=1)
 
 
 @dataclass
@@ -111,7 +112,8 @@ class Chaos:
                 middle = 2 <= steps <= 0.7 * self.size.steps
                 fresh = folder.name not in self.hit or waited > 15
                 fits = fresh and middle and self.is_good(folder)
-                if fits and ledger.state_of(folder) == "running":
+                # SLURM alters no job that it is just putting back, whatever the cell's claim says
+                if fits and ledger.state_of(folder) == "running" and self.node(folder):
                     self.hit.add(folder.name)
                     return folder
             time.sleep(0.05)
@@ -125,17 +127,18 @@ class Chaos:
         return str(ledger.read_status(folder)["job_id"])
 
     def node(self, folder: Path) -> str:
-        asked = ["squeue", "-h", "-o", "%N", "-j", self.job(folder)]
-        return subprocess.run(asked, capture_output=True, text=True).stdout.strip()
+        """Where the job of a cell runs; empty if it does not."""
+        return _output("squeue", "-h", "-t", "RUNNING", "-o", "%N", "-j", self.job(folder)).strip()
 
     def hit_with(self, *command: str) -> Path:
-        """Do it to the job of a victim; again if the controller is too busy with that job."""
-        folder = self.victim()
-        for _ in range(5):
-            if not subprocess.run([*command, self.job(folder)], capture_output=True).returncode:
-                break
-            time.sleep(1.0)
-        return folder
+        """Do it to the job of a victim; to another one if SLURM is busy with that job."""
+        while True:
+            folder = self.victim()
+            with contextlib.suppress(subprocess.TimeoutExpired):  # scancel tries for minutes
+                line = [*command, self.job(folder)]
+                if not subprocess.run(line, capture_output=True, timeout=5).returncode:
+                    return folder
+            self.hit.discard(folder.name)
 
     def preempt(self) -> None:
         folder = self.victim()
@@ -165,8 +168,12 @@ class Chaos:
         home = Path(os.environ["ZOLAB_SLURM_HOME"])
         daemon = int((home / "run" / f"slurmd-{node}.pid").read_text())
         pids = [daemon, *_processes_of(node)]
-        for number in (signal.SIGSTOP, signal.SIGKILL):  # nobody sees another one die first
-            for pid in pids:
+        # Stopped first, so that nobody sees another one die. Children die before their parents: the
+        # kernel wakes a stopped process whose parent dies, and an srun that wakes asks the
+        # controller to kill its step. That request reaches the node a minute later, when it is back
+        # and the cell runs there again.
+        for number, order in ((signal.SIGSTOP, pids), (signal.SIGKILL, pids[::-1])):
+            for pid in order:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, number)
         self.say(f"node {node} died with {len(pids)} processes: {folder.name} and its neighbours")
@@ -275,7 +282,7 @@ class Chaos:
 
 
 def _processes_of(node: str) -> list[int]:
-    """SLURM's helpers on a virtual node, then everything that they started there."""
+    """SLURM's helpers on a virtual node, then everything that they started there, in that order."""
     helpers, started = set(), []
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError, ValueError):
@@ -283,11 +290,12 @@ def _processes_of(node: str) -> list[int]:
                 b"\0"
             ):
                 continue
-            started.append(int(process.name))
-            parent = int((process / "stat").read_text().rpartition(")")[2].split()[1])
+            fields = (process / "stat").read_text().rpartition(")")[2].split()
+            started.append((int(fields[19]), int(process.name)))  # when it began, so parents first
+            parent = int(fields[1])
             if b"slurmstepd" in (Path("/proc") / str(parent) / "cmdline").read_bytes():
                 helpers.add(parent)
-    return [*helpers, *started]
+    return [*helpers, *(pid for _, pid in sorted(started))]
 
 
 def _output(*command: str) -> str:
@@ -316,7 +324,9 @@ def chaos(size: Size, root: Path) -> list[str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--short", action="store_true")
-    size = SHORT if parser.parse_args().short else FULL
+    parser.add_argument("--keep", metavar="DIR", help="leave runs and SLURM's logs in this folder")
+    asked = parser.parse_args()
+    size = SHORT if asked.short else FULL
     if missing := what_is_missing():
         print(f"a private SLURM needs {', '.join(missing)}", file=sys.stderr)
         return 1
@@ -324,7 +334,13 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # the cluster is ended all the same
     with private_slurm() as environment, tempfile.TemporaryDirectory() as folder:
         os.environ.update(environment)
-        chaos(size, Path(folder))
+        try:
+            chaos(size, Path(folder))
+        finally:
+            if asked.keep:
+                logs = Path(environment["ZOLAB_SLURM_HOME"]) / "log"
+                shutil.copytree(folder, asked.keep, dirs_exist_ok=True)
+                shutil.copytree(logs, Path(asked.keep) / "slurm", dirs_exist_ok=True)
     return 0
 
 

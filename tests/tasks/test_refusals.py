@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,17 @@ def test_label_words_must_be_one_token_under_a_mask(tmp_path: Path) -> None:
     causal = AutoTokenizer.from_pretrained(str(assets.model_dir("opt-prompt-2m")))
     with pytest.raises(UserError, match="the tokenizer has no mask token"):
         MaskedEncoder(causal, 64)
+
+
+def test_label_words_are_looked_over_while_planning(tmp_path: Path) -> None:
+    masked = (f"model.path={tiny_masked.save(tmp_path / 'model')}", "model.kind=masked")
+    words = "task.masked.label_words=[' dreadful',' great']"
+    message = refused(tmp_path / "data", "sst2", *masked, words)
+    assert re.match(r"task\.masked\.label_words: ' dreadful' is \d tokens of model\.path", message)
+    message = refused(tmp_path / "data", "sst2", "task.label_words=[' Great',' great']")
+    assert message.startswith("task.label_words: ' Great' and ' great' have the same tokens")
+    given = ["task=sst2", f"task.path={tmp_path / 'data'}", *masked]
+    compose.check(compose.compose(compose.prepare_overrides(given)))  # its own words are fine
 
 
 def test_candidates_with_the_same_tokens_are_refused() -> None:

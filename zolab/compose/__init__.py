@@ -29,6 +29,7 @@ from zolab.config.forms import form_of
 from zolab.config.identity import identity, run_id
 from zolab.config.kinds import look_over_kind
 from zolab.config.rows import look_over
+from zolab.config.words import look_over_words
 from zolab.errors import UserError, first_line
 
 if TYPE_CHECKING:
@@ -199,4 +200,5 @@ def _behind_paths(cell: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]
         )
     if task_dir is not None:
         look_over(form_of(cell), split_files(task_dir))
+    look_over_words(cell)
     return cell["model"], cell["task"]

@@ -17,13 +17,15 @@ import json
 import re
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from zolab.tracking.wandb_rows import History
 
 BLOCK_BYTES = 32768
 _HEADER = struct.Struct("<4sHB")
@@ -37,16 +39,10 @@ _TYPE_CRC = {kind: zlib.crc32(bytes([kind])) for kind in (_FULL, _FIRST, _MIDDLE
 _FIELD_HISTORY, _FIELD_CONFIG, _FIELD_RUN, _FIELD_EXIT = 2, 5, 17, 18
 _WANTED = frozenset({_FIELD_HISTORY, _FIELD_CONFIG, _FIELD_RUN, _FIELD_EXIT})
 
-# A history record as it nearly always is: keys and values of printable ASCII, each shorter than
-# 128 bytes, so that every length is one byte; behind the items the step. The texts cannot hold a
-# tag byte, so the pattern fits in one way only; what does not fit goes through protobuf.
-# Keys of wandb's own (`_step`, …) are passed over.
-_ITEM = re.compile(rb"\x0a.[\x0a\x12].([!-^`-~][!-~]*)\x82\x01.([ -~]+)", re.DOTALL)
-_PLAIN_ROW = re.compile(
-    rb"(?:\x08[\x80-\xff]*[\x00-\x7f])?\x12[\x80-\xff]*[\x00-\x7f]"
-    rb"((?:\x0a.[\x0a\x12].[!-~]+\x82\x01.[ -~]+)*)\x12(?:\x00|.\x08([\x80-\xff]*[\x00-\x7f]))",
-    re.DOTALL,
-)
+# What a record is of: behind its running number (field 1) nearly always stands the one field that
+# tells, with a tag of one byte.
+_KIND = re.compile(rb"(?:\x08[\x80-\xff]*[\x00-\x7f])?([\x12\x1a])", re.DOTALL)
+_HISTORY, _SUMMARY = b"\x12", b"\x1a"
 
 
 @dataclass
@@ -87,72 +83,6 @@ class WandbLog:
         ]
 
 
-class _History:
-    """Collects history rows as flat lists, which become columns at the end."""
-
-    def __init__(self) -> None:
-        self.steps: list[int] = []
-        self.counts: list[int] = []  # items of each row
-        self.keys: list[bytes] = []
-        self.values: list[bytes] = []  # JSON text
-
-    def take_plain(self, payload: bytes) -> bool:
-        """Add a history record of the usual shape; False when it must be decoded properly."""
-        plain = _PLAIN_ROW.fullmatch(payload)
-        if plain is None:
-            return False
-        step = _varint(plain[2], 0)[0] if plain[2] else 0
-        items = _ITEM.findall(plain[1])
-        self.add(step, [item[0] for item in items], [item[1] for item in items])
-        return True
-
-    def add(self, step: int, keys: Sequence[bytes], values: Sequence[bytes]) -> None:
-        """Add one row.
-
-        Args:
-            step: its step.
-            keys: UTF-8 keys.
-            values: JSON texts, one per key.
-        """
-        self.steps.append(step)
-        self.counts.append(len(keys))
-        self.keys.extend(keys)
-        self.values.extend(values)
-
-    def fill(self, log: WandbLog) -> None:
-        """Move everything into `log`."""
-        num_rows = len(self.steps)
-        log.steps = np.array(self.steps, dtype=np.int64)
-        if not self.keys:
-            return
-        names = {name: code for code, name in enumerate(dict.fromkeys(self.keys))}
-        codes = np.fromiter(map(names.__getitem__, self.keys), np.int16, len(self.keys))
-        numbers, numeric = self._numbers()
-        where = np.repeat(np.arange(num_rows), self.counts)
-        by_name = np.argsort(codes, kind="stable")
-        ends = np.cumsum(np.bincount(codes, minlength=len(names)))
-        for (name, _), mine in zip(names.items(), np.split(by_name, ends[:-1]), strict=True):
-            mine = mine[numeric[mine]]
-            if name.startswith(b"_") or not mine.size:
-                continue
-            key = name.decode()
-            log.columns[key] = np.zeros(num_rows)
-            log.columns[key][where[mine]] = numbers[mine]
-            log.logged[key] = np.zeros(num_rows, dtype=bool)
-            log.logged[key][where[mine]] = True
-
-    def _numbers(self) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-        """All values as numbers, and which of them are numbers at all."""
-        size = len(self.values)
-        try:
-            return np.fromiter(map(float, self.values), np.float64, size), np.ones(size, np.bool_)
-        except ValueError:
-            values = [json.loads(value) for value in self.values]
-        numeric = [isinstance(value, (int, float)) for value in values]
-        kept = [float(v) if ok else 0.0 for v, ok in zip(values, numeric, strict=True)]
-        return np.array(kept, dtype=np.float64), np.array(numeric, dtype=np.bool_)
-
-
 def read_log(path: Path) -> WandbLog:
     """Read one `.wandb` file up to and around any damage.
 
@@ -171,42 +101,55 @@ def read_log(path: Path) -> WandbLog:
     from wandb.proto import wandb_internal_pb2 as wandb_pb
 
     log = WandbLog(path=path, run_id=path.stem.removeprefix("run-"))
-    history = _History()
+    rows: list[bytes] = []
     data = path.read_bytes()
     if len(data) < _HEADER.size or _HEADER.unpack_from(data) != _HEADER_VALUE:
         log.notes.append("its 7-byte header is damaged or of another version")
     num_undecodable = 0
+    kind_of = _KIND.match
     for payload in _payloads(data, log.notes):
-        kind = _record_field(payload)
-        if kind not in _WANTED or (kind == _FIELD_HISTORY and history.take_plain(payload)):
-            continue
-        record = wandb_pb.Record()
+        plain = kind_of(payload)
+        kind = plain[1] if plain else b""
+        if kind == _HISTORY:
+            rows.append(payload)
+        elif kind != _SUMMARY:
+            try:
+                _take(wandb_pb.Record.FromString(payload), log)
+            except (DecodeError, ValueError):
+                num_undecodable += 1
+    history = History(rows)
+    for number in history.odd:
         try:
-            record.ParseFromString(payload)
-            _take(record, log, history)
+            history.put(number, *_row(wandb_pb.Record.FromString(rows[number])))
         except (DecodeError, ValueError):
             num_undecodable += 1
     if num_undecodable:
         log.notes.append(f"{num_undecodable} record(s) pass their checksum but cannot be decoded")
-    history.fill(log)
+    log.steps, log.columns, log.logged = history.columns()
     return log
 
 
-def _take(record: Any, log: WandbLog, rows: _History) -> None:
-    """Move the content of one decoded record into `log` or `rows`.
+def _row(record: Any) -> tuple[int, dict[str, Any]]:
+    """Step and values of a history record.
+
+    Raises:
+        ValueError: a value is not JSON (`json.JSONDecodeError`), or there is no step.
+    """
+    history = record.history
+    row = _items(history.item)
+    step = history.step.num if history.HasField("step") else row.get("_step")
+    if not isinstance(step, int):
+        raise ValueError("history row without a step")
+    return step, row
+
+
+def _take(record: Any, log: WandbLog) -> None:
+    """Move what a record other than history tells into `log`.
 
     Raises:
         ValueError: a value is not JSON (`json.JSONDecodeError`).
     """
-    if record.HasField("history"):
-        history = record.history
-        row = _items(history.item)
-        step = history.step.num if history.HasField("step") else row.get("_step")
-        if not isinstance(step, int):
-            raise ValueError("history row without a step")
-        texts = [json.dumps(value).encode() for value in row.values()]
-        rows.add(step, [key.encode() for key in row], texts)
-    elif record.HasField("config"):
+    if record.HasField("config"):
         log.config.update(_items(record.config.update))
     elif record.HasField("run"):
         run = record.run

@@ -50,8 +50,9 @@ def _pin(path: str, revision: str | None, init: str, cache: str) -> str:
         return found.parent.name
     what = "no such folder, and its weights are" if found else "no such folder, and it is"
     try:
-        return _ask(path, revision)
-    except _NoAnswer as reason:
+        unknown = f"model.path = {path!r}: no such folder, and no such model on the hub"
+        return ask("model", path, revision, "model.revision", unknown)
+    except NoAnswer as reason:
         fetch = f"hf download {path}" + (f" --revision {revision}" if revision else "")
         raise UserError(
             f"model.path = {path!r}: {what} not in the cache of the hub ({reason}); "
@@ -59,32 +60,42 @@ def _pin(path: str, revision: str | None, init: str, cache: str) -> str:
         ) from None
 
 
-class _NoAnswer(Exception):
+class NoAnswer(Exception):
     """Why the hub said neither yes nor no."""
 
 
-def _ask(path: str, revision: str | None) -> str:
-    """The commit that the hub names, in one request."""
+def ask(kind: str, name: str, revision: str | None, key: str, unknown: str) -> str:
+    """The commit that the hub names, in one request.
+
+    Args:
+        kind: "model" or "dataset".
+        name: of its repository.
+        revision: branch, tag or commit; None for the main branch.
+        key: config key of the revision.
+        unknown: what to say if there is no such repository, or none that may be seen.
+
+    Raises:
+        UserError: no such repository or revision.
+        NoAnswer: the hub may not be asked or does not answer.
+    """
     from huggingface_hub import HfApi, is_offline_mode
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
     if is_offline_mode():
-        raise _NoAnswer("HF_HUB_OFFLINE is set")
+        raise NoAnswer("HF_HUB_OFFLINE is set")
+    request = HfApi().model_info if kind == "model" else HfApi().dataset_info
     try:
-        commit = HfApi().model_info(path, revision=revision, timeout=TIMEOUT_SECONDS).sha
+        commit = request(name, revision=revision, timeout=TIMEOUT_SECONDS).sha
     except RevisionNotFoundError:
         raise UserError(
-            f"model.revision = {revision!r}: {path} has no such commit, tag or branch on the hub"
+            f"{key} = {revision!r}: {name} has no such commit, tag or branch on the hub"
         ) from None
     except RepositoryNotFoundError:
-        raise UserError(
-            f"model.path = {path!r}: no such folder, and no such model on the hub, or a private "
-            "one (`hf auth login`)"
-        ) from None
+        raise UserError(f"{unknown}, or a private one (`hf auth login`)") from None
     except Exception as error:  # the transport's own kinds differ between versions of the hub
-        raise _NoAnswer(f"the hub cannot be reached: {first_line(error)}") from error
+        raise NoAnswer(f"the hub cannot be reached: {first_line(error)}") from error
     if not commit or not COMMIT.fullmatch(commit):
-        raise _NoAnswer(f"the hub named no commit but {commit!r}")
+        raise NoAnswer(f"the hub named no commit but {commit!r}")
     return commit
 
 

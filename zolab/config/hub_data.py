@@ -12,8 +12,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from zolab.config.hub import COMMIT, TIMEOUT_SECONDS
-from zolab.errors import UserError, first_line
+from zolab.config.hub import COMMIT, NoAnswer, ask
+from zolab.errors import UserError
 
 
 def pin(hub: dict[str, Any]) -> str:
@@ -70,44 +70,16 @@ def _pin(name: str, config: str | None, revision: str | None, cache: str) -> str
     if found is not None:
         return found.name
     try:
-        return _ask(name, revision)
-    except _NoAnswer as reason:
+        if os.environ.get("HF_DATASETS_OFFLINE", "0").upper() in ("1", "ON", "YES", "TRUE"):
+            raise NoAnswer("HF_DATASETS_OFFLINE is set")
+        unknown = f"task.hub.name = {name!r}: no such data set on the hub"
+        return ask("dataset", name, revision, "task.hub.revision", unknown)
+    except NoAnswer as reason:
         raise UserError(
             f"task.hub.name = {name!r}: not in the cache of datasets ({reason}); fetch it where "
             f"there is a network with `{fetch_command(name, config, revision)}`, or give a folder "
             "in task.path"
         ) from None
-
-
-class _NoAnswer(Exception):
-    """Why the hub said neither yes nor no."""
-
-
-def _ask(name: str, revision: str | None) -> str:
-    """The commit that the hub names, in one request."""
-    from huggingface_hub import HfApi, is_offline_mode
-    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
-
-    if is_offline_mode():
-        raise _NoAnswer("HF_HUB_OFFLINE is set")
-    if os.environ.get("HF_DATASETS_OFFLINE", "0").upper() in ("1", "ON", "YES", "TRUE"):
-        raise _NoAnswer("HF_DATASETS_OFFLINE is set")
-    try:
-        commit = HfApi().dataset_info(name, revision=revision, timeout=TIMEOUT_SECONDS).sha
-    except RevisionNotFoundError:
-        raise UserError(
-            f"task.hub.revision = {revision!r}: {name} has no such commit, tag or branch"
-        ) from None
-    except RepositoryNotFoundError:
-        raise UserError(
-            f"task.hub.name = {name!r}: no such data set on the hub, or a private one "
-            "(`hf auth login`)"
-        ) from None
-    except Exception as error:  # the transport's own kinds differ between versions of the hub
-        raise _NoAnswer(f"the hub cannot be reached: {first_line(error)}") from error
-    if not commit or not COMMIT.fullmatch(commit):
-        raise _NoAnswer(f"the hub named no commit but {commit!r}")
-    return commit
 
 
 def _snake(name: str) -> str:

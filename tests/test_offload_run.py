@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,11 +13,12 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from tests import fake_hub
 from tests.test_resume import ROOT, exact_rows, journal_text, kill_and_continue, prepare
 from zolab import assets, compose
 from zolab.checkpoint import weights_hash
 from zolab.errors import UserError
-from zolab.offloading import convert
+from zolab.models.weight_files import convert
 from zolab.optim.offload import Free
 from zolab.run import replay, run_dir
 from zolab.tracking.local import read_rows
@@ -99,6 +101,37 @@ def test_another_dtype_is_converted_file_by_file(tmp_path: Path) -> None:
         assert torch.equal(after[name], weight.half())
     with safe_open(tmp_path / "half.safetensors", framework="pt") as file:
         assert file.metadata()["format"] == "pt"
+
+
+@pytest.mark.parametrize("num_files", [1, 2])
+def test_torch_files_are_converted_to_files_that_can_be_mapped(
+    num_files: int, tmp_path: Path
+) -> None:
+    source = Path(assets.model_dir("opt-prompt-2m"))
+    weights = load_file(source / "model.safetensors")
+    folder = shutil.copytree(source, tmp_path / "model")
+    (folder / "model.safetensors").unlink()
+    if num_files == 1:
+        torch.save(weights, folder / "pytorch_model.bin")
+    else:
+        place = {n: f"pytorch_model-{i % 2 + 1}-of-2.bin" for i, n in enumerate(weights)}
+        for file in set(place.values()):
+            torch.save({n: w for n, w in weights.items() if place[n] == file}, folder / file)
+        index = {"metadata": {}, "weight_map": place}
+        (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    whole = prepare(tmp_path / "a", *SHORT, "optimizer/placement=paired")
+    streamed = prepare(tmp_path / "b", f"model.path={folder}", *SHORT, *MIXED)
+    assert run_dir(streamed)["weights_hash"] == run_dir(whole)["weights_hash"]
+
+
+def test_a_model_of_the_hub_streams_from_its_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_hub.fill(fake_hub.use(tmp_path / "cache", monkeypatch))
+    hub = ("model.path=facebook/opt-125m", "model.dtype=bfloat16")
+    whole = prepare(tmp_path / "a", *SHORT, "optimizer/placement=paired", "model.dtype=bfloat16")
+    streamed = prepare(tmp_path / "b", *hub, *SHORT, *MIXED)
+    assert run_dir(streamed)["weights_hash"] == run_dir(whole)["weights_hash"]
 
 
 # -- memory ----------------------------------------------------------------------------------------

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +12,8 @@ import torch
 from torch import nn
 
 from zolab.checkpoint import copy_into, load_tensors, unique_parameters
-from zolab.errors import UserError
+from zolab.errors import UserError, first_line
+from zolab.models import weight_files
 from zolab.models.load import DTYPES, LoadedModel, load_model, model_source, pick_device
 from zolab.models.shapes import build_empty
 from zolab.optim import Offload
@@ -23,9 +23,6 @@ from zolab.optim.offload.plan import size
 from zolab.optim.offload.stores import FileChangedError
 
 TARGET = "zolab.optim.Offload"
-#: Weights in the headers of safetensors files that a dtype conversion applies to.
-_FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-_NAMES = {dtype: name for name, dtype in _FLOATS.items()}
 
 
 class Work:
@@ -149,21 +146,50 @@ def told_in_one_line() -> Iterator[None]:
 
 
 def _in_dtype(config: dict[str, Any], out: Path) -> str:
-    """Path to load from: the model's own, or a copy of it in `model.dtype`."""
-    source = Path(model_source(config["path"], config["init"]))
+    """Path to load from: the model's own, or a copy of it as safetensors in `model.dtype`."""
+    source = _folder_of(config)
     dtype = DTYPES[config["dtype"]]
-    shards = sorted(source.glob("*.safetensors")) if source.is_dir() else []
-    kinds = {entry["dtype"] for shard in shards for entry in _header(shard)[0].values()}
-    if not (kinds & _FLOATS.keys()) - {_NAMES[dtype]}:
-        return config["path"]
+    shards = sorted(source.glob("*.safetensors"))
+    if shards and all(weight_files.is_in(shard, dtype) for shard in shards):
+        return str(source)
+    shards = shards or sorted(source.glob("pytorch_model*.bin"))  # these cannot be mapped
     _look_for_room(shards, dtype, out)
     out.mkdir(parents=True, exist_ok=True)
+    for shard in shards:
+        weight_files.convert(shard, out / weight_files.as_safetensors(shard.name), dtype)
     for file in source.iterdir():
-        if file.suffix == ".safetensors":
-            convert(file, out / file.name, dtype)
-        elif file.is_file() and not file.name.startswith("pytorch_model"):
+        if file.name == "pytorch_model.bin.index.json" and shards[0].suffix == ".bin":
+            weight_files.convert_index(file, out / "model.safetensors.index.json")
+        elif file.is_file() and file.suffix != ".safetensors" and "pytorch_model" not in file.name:
             shutil.copyfile(file, out / file.name)
     return str(out)
+
+
+def _folder_of(config: dict[str, Any]) -> Path:
+    """Folder of a model's files; one of the hub is fetched, or found in the cache."""
+    source = model_source(config["path"], config["init"])
+    if Path(source).is_dir():
+        return Path(source)
+    from huggingface_hub import snapshot_download
+
+    wanted = ("*.json", "*.txt", "*.model")
+    found = ""
+    with _unreachable(config):
+        for weights in ("*.safetensors", "pytorch_model*.bin"):
+            found = snapshot_download(
+                source, revision=config.get("revision"), allow_patterns=[*wanted, weights]
+            )
+            if any(Path(found).glob(weights)):
+                break
+    return Path(found)
+
+
+@contextlib.contextmanager
+def _unreachable(config: dict[str, Any]) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:  # what the hub's own errors are
+        raise UserError(f"model.path = {config['path']!r}: {first_line(error)}") from error
 
 
 def _look_for_room(shards: list[Path], dtype: torch.dtype, out: Path) -> None:
@@ -176,41 +202,3 @@ def _look_for_room(shards: list[Path], dtype: torch.dtype, out: Path) -> None:
             f"converted copy needs up to {size(need)} in {place}, where {size(free)} are free; set "
             "optimizer.placement.folder"
         )
-
-
-def convert(source: Path, out: Path, dtype: torch.dtype) -> None:
-    """Write a safetensors file with its floats in another dtype, one tensor in memory at a time."""
-    from safetensors import safe_open
-
-    header, metadata = _header(source)
-    spans, end = {}, 0
-    for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
-        width = entry["data_offsets"][1] - entry["data_offsets"][0]
-        kind = entry["dtype"]
-        if kind in _FLOATS:
-            width = width // _FLOATS[kind].itemsize * dtype.itemsize
-            kind = _NAMES[dtype]
-        offsets = [end, end + width]
-        spans[name] = {"dtype": kind, "shape": entry["shape"], "data_offsets": offsets}
-        end += width
-    text = json.dumps({"__metadata__": metadata, **spans}).encode()
-    text += b" " * (-len(text) % 8)
-    with safe_open(source, framework="pt") as weights, out.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for name, entry in spans.items():
-            tensor = weights.get_tensor(name)
-            if entry["dtype"] == _NAMES[dtype] and tensor.is_floating_point():
-                tensor = tensor.to(dtype)
-            file.write(memoryview(tensor.contiguous().view(-1).view(torch.uint8).numpy()))
-
-
-def _header(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """Entries and metadata in front of a safetensors file."""
-    try:
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            found = json.loads(file.read(length))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not a safetensors file ({error})") from error
-    metadata = found.pop("__metadata__", None) or {"format": "pt"}
-    return found, metadata

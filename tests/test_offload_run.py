@@ -66,6 +66,16 @@ def test_killed_many_times_equals_undisturbed(every: int, tmp_path: Path) -> Non
     assert not (broken / "offload").exists()
 
 
+@pytest.mark.parametrize("tuning", ["lora", "prefix", "head", "bitfit"])
+def test_a_frozen_base_streams(tuning: str, tmp_path: Path) -> None:
+    options = (*SHORT, f"model/tuning={tuning}")
+    whole = prepare(tmp_path / "a", *options, "optimizer/placement=paired")
+    streamed = prepare(tmp_path / "b", *options, *MIXED)
+    expected, got = run_dir(whole), run_dir(streamed)
+    assert got["weights_hash"] == expected["weights_hash"]
+    assert exact_rows(streamed) == exact_rows(whole)
+
+
 def test_where_weights_lie_is_no_part_of_a_cell(tmp_path: Path) -> None:
     """Another tier continues the same cell."""
     first = prepare(tmp_path, *MIXED, *SHORT)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.test_resume import exact_rows, prepare
+from tests.test_resume import exact_rows, journal_text, prepare
 from zolab import ledger, process
 from zolab.errors import UserError
 from zolab.journal import read_journal
@@ -80,6 +80,18 @@ def test_data_parallel_equals_one_process(tmp_path: Path, size: int) -> None:
     sent = [row["perf/payload_bytes"] for row in read_rows(shared / "metrics.jsonl")[1:]]
     assert max(sent) <= 100
     assert [p.name for p in shared.glob(".*")] == []
+
+
+def test_data_parallel_streams_its_weights_too(tmp_path: Path) -> None:
+    """Two ranks, each with its layers in CPU memory and on disk: the bits of two in memory."""
+    short = ("train.steps=8", "train.agree_every=4", "train.eval_every=4")
+    memory = prepare(tmp_path / "memory", *short, "optimizer/placement=paired")
+    offload = ("optimizer/placement=offload", "optimizer.placement.tier=cpu*1+disk")
+    streamed = prepare(tmp_path / "streamed", *short, *offload)
+    expected, got = on_ranks(memory, 2), on_ranks(streamed, 2)
+    assert got["ranks"] == 2
+    assert got["weights_hash"] == expected["weights_hash"]
+    assert journal_text(streamed) == journal_text(memory)
 
 
 @pytest.mark.parametrize(("share", "probes"), [("probe", 2), ("sign", 1)])

@@ -1,13 +1,16 @@
 """Train a model of a few hundred megabytes from disk and watch this process's memory.
 
-    python -m tests.offload_driver FOLDER
+    python -m tests.offload_driver FOLDER [--limit]
 
 Writes the model, starts a second process that trains it, and prints a line of JSON: the model's
-bytes and the peak of that process's anonymous resident memory (RssAnon), sampled all along.
+bytes and the peak of that process's anonymous resident memory (RssAnon), sampled all along. With
+`--limit`, and where one can be made, that process lives in a control group whose limit is half of
+the model, pages of its files included.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -70,7 +73,28 @@ def anonymous() -> int:
         return next(int(line.split()[1]) * 1024 for line in file if line.startswith("RssAnon"))
 
 
-def train(run: Path, model: Path) -> None:
+def limit_memory(most: int) -> str | None:
+    """Put this process under a limit, bytes; the folder of its control group, None if none."""
+    for root, name in (
+        (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes"),
+        (Path("/sys/fs/cgroup"), "memory.max"),
+    ):
+        group = root / f"zolab-test-{os.getpid()}"
+        try:
+            group.mkdir()
+            (group / name).write_text(str(most))
+            (group / "cgroup.procs").write_text(str(os.getpid()))
+        except OSError:
+            with contextlib.suppress(OSError):
+                group.rmdir()
+            continue
+        return str(group)
+    return None
+
+
+def train(run: Path, model: Path, limit: str) -> None:
+    size = sum(f.stat().st_size for f in model.glob("*.safetensors"))
+    group = limit_memory(size // 2) if limit else None
     peak, over = [anonymous()], threading.Event()
 
     def watch() -> None:
@@ -84,13 +108,14 @@ def train(run: Path, model: Path) -> None:
     result = zolab.run.run_dir(run)
     over.set()
     watcher.join()
-    size = sum(f.stat().st_size for f in model.glob("*.safetensors"))
     rows = [json.loads(x) for x in (run / "attempts/1/journal.jsonl").read_text().splitlines()]
     print(
         json.dumps(
             {
                 "model_bytes": size,
                 "peak_anonymous": peak[0],
+                "limit": size // 2 if group else None,
+                "group": group,
                 "steps": result["steps"],
                 "moved": all(row["c"] and row["c"][0] for row in rows),
             }
@@ -98,7 +123,7 @@ def train(run: Path, model: Path) -> None:
     )
 
 
-def main(root: Path) -> int:
+def main(root: Path, limit: str = "") -> int:
     from tests.test_resume import prepare
 
     model = root / "model"
@@ -112,9 +137,9 @@ def main(root: Path) -> int:
     os.execv(
         sys.executable,
         [sys.executable, "-c", "import sys, pathlib; from tests.offload_driver import train; "
-         "train(*map(pathlib.Path, sys.argv[1:]))", str(run), str(model)],
+         "train(*map(pathlib.Path, sys.argv[1:3]), sys.argv[3])", str(run), str(model), limit],
     )  # fmt: skip
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    sys.exit(main(Path(sys.argv[1]), *sys.argv[2:]))

@@ -26,12 +26,21 @@ def _perf(method: Method, name: str) -> Array:
     return np.array([curve.perf[name] for curve in method.done if name in curve.perf])
 
 
+def _part(method: Method, phase: str) -> Array:
+    """Seconds of one part of a step; of a forward without what is woven into it."""
+    seconds = f"{phase}_seconds"
+    own = [curve.perf for curve in method.done if seconds in curve.perf]
+    woven = "woven_seconds" if phase == "forward" else ""
+    return np.array([perf[seconds] - perf.get(woven, 0.0) for perf in own])
+
+
 def csv_rows(groups: Sequence[Group]) -> list[dict[str, Any]]:
     """One record per model, task and method (see `COLUMNS`).
 
     `step_seconds` is the mean over runs of each run's median step, `forward_share` the share of it
     spent in forward passes (NaN with back-propagation), `<part>_seconds` the same for each part of
-    a step that was logged (evaluation: one evaluation on dev), `train_seconds` the mean over runs,
+    a step that was logged (evaluation: one evaluation on dev; forward: without the perturbing,
+    updating and copying that some placements do within it), `train_seconds` the mean over runs,
     `peak_bytes` the largest of all runs, `peak_over_base_bytes` the largest of what each run took
     on top of its process as it was before training without the weights. NaN where nothing was
     logged.
@@ -54,10 +63,7 @@ def csv_rows(groups: Sequence[Group]) -> list[dict[str, Any]]:
                     "step_seconds": stats.mean(step),
                     "step_seconds_sd": stats.sd(step),
                     "forward_share": stats.mean(_perf(method, "forward_share")),
-                    **{
-                        f"{phase}_seconds": stats.mean(_perf(method, f"{phase}_seconds"))
-                        for phase in PHASES
-                    },
+                    **{f"{phase}_seconds": stats.mean(_part(method, phase)) for phase in PHASES},
                     "train_seconds": stats.mean(_perf(method, "train_seconds")),
                     "peak_bytes": float(peak.max()) if peak.size else float("nan"),
                     "peak_over_base_bytes": max(own, default=float("nan")),
@@ -126,8 +132,12 @@ def phase_table(group: Group) -> Table | None:
     headers = ["method", "ms per step", *in_step, "rest"]
     headers += ["one evaluation"] * ("evaluation" in shown)
     notes = [
-        "Milliseconds; medians over a run's log rows, then means over seeds. “rest”: what no part "
-        "accounts for; where perturbing and updating are not timed apart, it is those two."
+        "Milliseconds of the process that trains; medians over a run's log rows, then means over "
+        "seeds. “forward” is without what is done within it: placements paired, per_layer and "
+        "offload perturb weights there. The in-place walk applies an update in the sweep that "
+        "perturbs for the next step: that time is under “perturb”. With back-propagation “forward” "
+        "holds both passes. On a GPU kernels are put in line, and their time shows where the loss "
+        "is waited for. “rest”: what no part accounts for."
     ]
     return Table("Where a step's time goes", headers, rows, notes)
 

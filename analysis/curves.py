@@ -28,10 +28,10 @@ class Curve:
         dev: dev key to its value at each evaluation, shape (num_evals,), NaN where not logged.
         test: test key to its value, empty unless done.
         perf: time and memory of the run: "step_seconds" and each part of a step that was logged
-            ("forward_seconds", …, see `PHASES`; medians over the logged rows), "forward_share"
-            (not with back-propagation, whose two passes are timed as one), "train_seconds",
-            "peak_bytes", "base_bytes", "num_params" (weights of the model); what was not logged is
-            missing.
+            ("forward_seconds", …, see `PHASES`; medians over the logged rows), "woven_seconds" (the
+            part of the forwards that is one of the others), "forward_share" (not with
+            back-propagation, whose two passes are timed as one), "train_seconds", "peak_bytes",
+            "base_bytes", "num_params" (weights of the model); what was not logged is missing.
     """
 
     run_id: str
@@ -88,7 +88,7 @@ def _perf(rows: pl.DataFrame) -> dict[str, float]:
     """Time and memory of one run."""
     perf: dict[str, float | None] = {}
     columns = set(rows.columns)
-    for name in ("step", *PHASES):
+    for name in ("step", "woven", *PHASES):
         if f"perf/{name}_seconds" in columns:
             # The median over rows: the first rows of an attempt include warming up.
             perf[f"{name}_seconds"] = rows[f"perf/{name}_seconds"].median()

@@ -149,4 +149,8 @@ def test_a_pointless_run_says_so(tmp_path: Path, capfd: pytest.CaptureFixture) -
     assert rows[0]["model/num_params"] > 1e6
     assert rows[0]["zo/moved_share"] == 0.0
     assert {"perf/data_seconds", "perf/evaluation_seconds"} <= rows[-1].keys()
+    parts = ("data", "forward", "perturb", "update")
+    took = {part: rows[-1][f"perf/{part}_seconds"] for part in parts}
+    assert min(took.values()) > 0.0
+    assert sum(took.values()) - rows[-1]["perf/woven_seconds"] <= rows[-1]["perf/step_seconds"]
     assert not {"model/num_params"} & rows[-1].keys()

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from zolab.objectives import Batch, BatchLoss, Encoded, Encoder, Scorer
 from zolab.optim import MeZOSVRG, StepRecord, ZeroOrder
+from zolab.optim.engine import Clock
 from zolab.optim.placements import Placement
 from zolab.tasks.base import Example
 
@@ -23,6 +24,7 @@ class Learner(Protocol):
         last: record of the last step.
         num_steps: steps taken.
         facts: metrics of the method itself, by column name; logged with every evaluation.
+        clock: where a step's time goes beside the model's own work; None: all of it is the update.
     """
 
     trains: bool
@@ -31,6 +33,7 @@ class Learner(Protocol):
     last: StepRecord | None
     num_steps: int
     facts: dict[str, float]
+    clock: Clock | None
 
     def prompts(
         self, splits: dict[str, list[Example]], encoder: Encoder
@@ -79,6 +82,7 @@ class Plain:
 
     journaled = False
     facts: dict[str, float]
+    clock: Clock | None = None
 
     def prompts(
         self, splits: dict[str, list[Example]], encoder: Encoder
@@ -114,6 +118,7 @@ class ZerothOrderLearner(Plain):
         self.facts = {}
         self.optimizer = optimizer
         self.param_groups = optimizer.param_groups
+        self.clock = optimizer.engine.clock
 
     @property
     def placement(self) -> Placement:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from zolab.objectives import BatchLoss
+from zolab.optim.engine import Clock
 from zolab.tracking.local import JsonLines, read_rows
 from zolab.tracking.wandb import WandbMirror
 
@@ -37,6 +39,47 @@ class Counters:
         self.zero_steps += bool(coefficients) and not any(coefficients)
         self.coefficients += len(coefficients)
         self.zero_coefficients += sum(c == 0.0 for c in coefficients)
+
+
+@dataclass
+class Since:
+    """Where the time of the steps since the last row went, seconds."""
+
+    steps: int = 0
+    seconds: float = 0.0
+    data: float = 0.0
+    forward: float = 0.0
+    update: float = 0.0
+    perturb: float = 0.0
+    transfer: float = 0.0
+    woven: float = 0.0
+    clocked: bool = False
+
+    def note(self, seconds: float, closure: BatchLoss, before: Clock | None) -> None:
+        """Count one call of `Learner.step`.
+
+        Args:
+            seconds: how long it took.
+            closure: what it was called with, and nothing else was.
+            before: the closure's clock as it stood before; None when it has none: what was no
+                forward (and backward) pass was the update.
+        """
+        self.forward += closure.seconds
+        if before is None or closure.clock is None:
+            self.update += seconds - closure.seconds
+            return
+        self.clocked = True
+        self.perturb += closure.clock.perturb - before.perturb
+        self.update += closure.clock.update - before.update
+        self.transfer += closure.clock.transfer - before.transfer
+        self.woven += closure.woven
+
+    def means(self) -> dict[str, float]:
+        """Columns of a row: means over the steps."""
+        names = ["data", "forward", "update"] + ["perturb", "woven"] * self.clocked
+        names += ["transfer"] * (self.transfer > 0.0)
+        out = {"perf/step_seconds": self.seconds / self.steps}
+        return out | {f"perf/{name}_seconds": getattr(self, name) / self.steps for name in names}
 
 
 class Metrics:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from zolab.checkpoint import weights_hash
@@ -19,7 +19,7 @@ from zolab.memory import EVALUATION, STEPS
 from zolab.objectives import PAD_UNIT, BatchLoss, Scorer
 from zolab.parallel import SharedLoss, agree, share_of
 from zolab.process import Preempted, age_seconds, stop_asked
-from zolab.tally import Counters
+from zolab.tally import Counters, Since
 
 
 def train(job: Job) -> dict[str, Any]:
@@ -53,7 +53,7 @@ class _Loop:
         self.reader: Scorer | Reader = job.scorer
         rows = [row for step, row in job.metrics.rows.items() if step <= self.step]
         self.train_seconds = self._seconds_so_far(rows)
-        self._since = {"steps": 0, "seconds": 0.0, "forward": 0.0, "data": 0.0}
+        self._since = Since()
         self._saved, self._saved_step = time.monotonic(), self.step
         self._evaluation_seconds = 0.0
         self._last_loss: float | None = None
@@ -96,8 +96,13 @@ class _Loop:
         self._set_lr(step)
         indices = self.order.batch(step)
         closure = self._closure(indices)
-        self._since["data"] += time.perf_counter() - begin
+        since, clock = self._since, learner.clock
+        since.data += time.perf_counter() - begin
+        before = replace(clock) if clock is not None else None
+        closure.clock = clock
+        started = time.perf_counter()
         learner.step(closure)
+        since.note(time.perf_counter() - started, closure, before)
         record = learner.last
         if job.journal is not None:
             job.claim.glance()
@@ -105,9 +110,8 @@ class _Loop:
         job.counters.add(record.num_forwards, len(indices), record.coefficients)
         seconds = time.perf_counter() - begin
         self.train_seconds += seconds
-        self._since["steps"] += 1
-        self._since["seconds"] += seconds
-        self._since["forward"] += closure.seconds
+        since.steps += 1
+        since.seconds += seconds
         self._startup = self._startup or age_seconds()
         job.progress.step(step, record.loss, record.num_forwards)
         self._beat(record.loss)
@@ -217,14 +221,12 @@ class _Loop:
             "time": time.time(),
             "attempt": self.job.attempt,
         }
-        if since["steps"]:
-            out["perf/step_seconds"] = since["seconds"] / since["steps"]
-            out["perf/forward_seconds"] = since["forward"] / since["steps"]
-            out["perf/data_seconds"] = since["data"] / since["steps"]
+        if since.steps:
+            out |= since.means()
             if self.job.ranks is not None:
-                out["perf/payload_bytes"] = self.job.ranks.payload_bytes / since["steps"]
+                out["perf/payload_bytes"] = self.job.ranks.payload_bytes / since.steps
                 self.job.ranks.payload_bytes = 0
-        self._since = {"steps": 0, "seconds": 0.0, "forward": 0.0, "data": 0.0}
+        self._since = Since()
         if self._evaluation_seconds:
             out["perf/evaluation_seconds"] = self._evaluation_seconds
         self._evaluation_seconds = 0.0

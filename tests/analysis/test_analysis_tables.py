@@ -141,6 +141,14 @@ def test_parts_of_a_step_and_memory(tmp_path: Path) -> None:
     assert table is not None
     assert table.headers == ["method", "ms per step", "data", "forward", "rest", "one evaluation"]
     assert table.rows == [["mezo", "10.0", "1.00", "7.50", "1.50", "500"]]
+    for row in lines[1:]:  # a millisecond of perturbing within the forwards counts once
+        row |= {"perf/perturb_seconds": 0.0012, "perf/woven_seconds": 0.001}
+        row["perf/update_seconds"] = 0.0003
+    split = _write(tmp_path / "split", [(synth.config(), lines)])
+    table = cost.phase_table(_groups(split)[0])
+    assert table is not None
+    assert table.headers[2:-1] == ["data", "perturb", "forward", "update", "rest"]
+    assert table.rows == [["mezo", "10.0", "1.00", "1.20", "6.50", "0.30", "1.00", "500"]]
     memory = cost.memory_table(groups)
     assert memory is not None
     assert memory.rows == [

@@ -14,6 +14,7 @@ from zolab.objectives.batch import Batch
 from zolab.objectives.generate import Generator
 from zolab.objectives.metrics import best_f1
 from zolab.objectives.scorers import Scorer
+from zolab.optim.engine import Clock
 
 
 class Objective:
@@ -144,12 +145,16 @@ class BatchLoss:
     Attributes:
         objective: what is minimised.
         seconds: time spent in forwards so far.
+        clock: what an optimizer does within them, too, is on; None for no such clock.
+        woven: the part of `seconds` that is on that clock.
     """
 
     scorer: Scorer
     batches: Sequence[Batch]
     objective: Objective = OPTIONS
     seconds: float = 0.0
+    clock: Clock | None = None
+    woven: float = 0.0
     _rows: tuple[int, ...] = field(default=(), repr=False)
 
     def __call__(self, copies: int = 1) -> list[float]:
@@ -158,14 +163,18 @@ class BatchLoss:
 
     def sums(self, copies: int = 1) -> Tensor:
         """Sum of the terms of each copy, (copies,) in float64, without a graph."""
-        begin = time.perf_counter()
+        begin, other = time.perf_counter(), self._other()
         total = torch.zeros(copies, dtype=torch.float64)
         with torch.inference_mode():
             for batch in self.batches:
                 self._rows = (copies * len(batch.select),)
                 total += self.objective.terms(self.scorer, batch, copies).double().sum(1).cpu()
         self.seconds += time.perf_counter() - begin
+        self.woven += self._other() - other
         return total
+
+    def _other(self) -> float:
+        return 0.0 if self.clock is None else self.clock.total
 
     def tensors(self, copies: int = 1) -> list[Tensor]:
         """The same as float64 tensors that keep their tangents, for forward-mode derivatives."""

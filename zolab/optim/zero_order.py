@@ -159,7 +159,8 @@ class ZeroOrder(torch.optim.Optimizer):
             raise RuntimeError("step() without a closure needs estimate(closure) before it")
         record, update = self._pending
         self._pending = None
-        with torch.inference_mode():  # as in a replay: state made in one goes on in the other
+        # Inference mode as in a replay: state made in one goes on in the other.
+        with torch.inference_mode(), self.engine.clock.updating():
             self._finish(record.step, update, record.losses)
         self.last = record
         return record.loss

@@ -59,6 +59,16 @@ COLUMNS: dict[str, Column] = {
     "gpu_seconds": Column("s", "training time times the number of GPUs used", True),
     "perf/step_seconds": Column("s", "mean time of a step since the last row", True),
     "perf/forward_seconds": Column("s", "mean time of a step's forwards since the last row", True),
+    "perf/perturb_seconds": Column(
+        "s",
+        "mean time of a step to perturb weights; in_place: with the update that waits",
+        True,
+    ),
+    "perf/update_seconds": Column("s", "mean time of a step to apply its update", True),
+    "perf/transfer_seconds": Column("s", "mean time of a step in copies between tiers", True),
+    "perf/woven_seconds": Column(
+        "s", "part of the forwards' time that is perturbing, updating or copying", True
+    ),
     "perf/payload_bytes": Column("bytes", "what a process of several sends in a step", True),
     "perf/data_seconds": Column("s", "mean time to make a step's batch since the last row", True),
     "perf/evaluation_seconds": Column("s", "time of the evaluations for this row", True),

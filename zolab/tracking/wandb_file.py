@@ -25,8 +25,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from zolab.tracking.wandb_rows import History
-
 BLOCK_BYTES = 32768
 _HEADER = struct.Struct("<4sHB")
 _HEADER_VALUE = (b":W&B", 0xBEE1, 0)
@@ -95,10 +93,11 @@ def read_log(path: Path) -> WandbLog:
     Raises:
         OSError: the file cannot be opened or read at all.
     """
-    # Imported here because importing wandb takes about half a second that local reports need not
-    # pay, and because it is the only place that needs it.
+    # Imported here because they take about half a second that runs and local reports need not pay.
     from google.protobuf.message import DecodeError
     from wandb.proto import wandb_internal_pb2 as wandb_pb
+
+    from zolab.tracking.wandb_rows import History
 
     log = WandbLog(path=path, run_id=path.stem.removeprefix("run-"))
     rows: list[bytes] = []

@@ -7,16 +7,25 @@ marks order every two uses of a buffer.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import torch
 
+from zolab.optim.engine import Clock
+
 UPLOAD, COMPUTE, DOWNLOAD = "upload", "compute", "download"
 
 
 class Streams:
-    """Work runs at once and in the order it is written: for a CPU, and the base of the others."""
+    """Work runs at once and in the order it is written: for a CPU, and the base of the others.
+
+    Attributes:
+        clock: gets the time of copies, or of waiting for them; None for none.
+    """
+
+    clock: Clock | None = None
 
     def run(
         self,
@@ -33,7 +42,10 @@ class Streams:
             reads: names of the buffers it reads.
             writes: names of the buffers it writes.
         """
+        begin = time.perf_counter()
         work()
+        if self.clock is not None and lane != COMPUTE:
+            self.clock.transfer += time.perf_counter() - begin
 
     def mark(self, lane: str) -> Any:
         """A point in a lane, after everything put on it so far."""
@@ -81,7 +93,10 @@ class CudaStreams(Streams):
 
     def sync(self, mark: torch.cuda.Event | None) -> None:
         if mark is not None:
+            begin = time.perf_counter()
             mark.synchronize()
+            if self.clock is not None:
+                self.clock.transfer += time.perf_counter() - begin
 
 
 def streams_for(device: torch.device) -> Streams:

@@ -185,6 +185,7 @@ class Offload(Paired):
             for name, buffer in module.named_buffers(recurse=False):
                 module._buffers[name] = buffer.to(self.device)
         self.streams = self.streams or streams_for(self.device)
+        self.streams.clock = self.engine.clock
         self.pipeline = None
         if seats:
             self.pipeline = Pipeline(
@@ -264,7 +265,8 @@ class Offload(Paired):
         engine, now = self.engine, self.engine.step
         engine.step = update.step
         try:
-            apply_to(engine, self.rule, info, update)
+            with engine.clock.updating():
+                apply_to(engine, self.rule, info, update)
         finally:
             engine.step = now
             engine.release_mask(info)
@@ -277,7 +279,8 @@ class Offload(Paired):
             for update in updates
             for term in self.rule.terms(engine.scaled(update, info), info.group, stochastic)
         ]
-        engine.sweep(info, terms, True)
+        with engine.clock.updating():
+            engine.sweep(info, terms, True)
 
     def decide(self, seat: Seat, weights: Sequence[Tensor]) -> None:
         if self.modules.active and not self.engine.mask.structured:

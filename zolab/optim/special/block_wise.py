@@ -72,6 +72,7 @@ class BlockWise(ZeroOrder):
             if not isinstance(self.engine.source, Kept):
                 # Each block is small enough to keep its z, all of them together are not.
                 block.engine.source = block.direction
+            block.engine.clock = self.engine.clock
             self.blocks.append(block)
 
     def use_placement(self, placement: Placement) -> None:

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 
 from zolab.config.fields import option
 
-_BETA1 = {"min": 0, "below": 1, "help": "decay of the first moment"}
-_BETA2 = {"min": 0, "below": 1, "help": "decay of the second moment"}
 _DECAY = {"min": 0, "help": "decoupled weight decay, times lr"}
 
 
@@ -17,8 +15,8 @@ class AdamW:
 
     name: str = option("adamw", help="method name in tables", label=True)
     lr: float = option(3.0e-4, min=0, help="learning rate")
-    beta1: float = option(0.9, **_BETA1)
-    beta2: float = option(0.999, **_BETA2)
+    beta1: float = option(0.9, min=0, below=1, help="decay of the first moment")
+    beta2: float = option(0.999, min=0, below=1, help="decay of the second moment")
     weight_decay: float = option(0.0, **_DECAY)
 
 
@@ -51,28 +49,20 @@ class AdaLOMO:
 
 
 @dataclass
-class GaLore:
+class GaLore(AdamW):
     """AdamW in the leading singular vectors of the gradient (GaLore)."""
 
     name: str = option("galore", help="method name in tables", label=True)
-    lr: float = option(3.0e-4, min=0, help="learning rate")
-    beta1: float = option(0.9, **_BETA1)
-    beta2: float = option(0.999, **_BETA2)
-    weight_decay: float = option(0.0, **_DECAY)
     rank: int = option(8, min=1, help="directions kept of a matrix")
     update_every: int = option(200, min=1, help="steps between projections")
     scale: float = option(4.0, above=0, help="factor of a projected update")
 
 
 @dataclass
-class APOLLO:
+class APOLLO(AdamW):
     """Scaled gradients, the scales learned in a random projection (APOLLO)."""
 
     name: str = option("apollo", help="method name in tables", label=True)
-    lr: float = option(3.0e-4, min=0, help="learning rate")
-    beta1: float = option(0.9, **_BETA1)
-    beta2: float = option(0.999, **_BETA2)
-    weight_decay: float = option(0.0, **_DECAY)
     rank: int = option(32, min=1, help="rows of the projection")
     update_every: int = option(200, min=1, help="steps between projections")
     scale: float = option(1.0, above=0, help="factor of a projected matrix's update")
@@ -82,28 +72,21 @@ class APOLLO:
 
 
 @dataclass
-class AdamWSN:
+class AdamWSN(AdamW):
     """AdamW with one second moment for a subset of weights (subset norm)."""
 
     name: str = option("adamw_sn", help="method name in tables", label=True)
     lr: float = option(3.0e-3, min=0, help="learning rate")
-    beta1: float = option(0.9, **_BETA1)
-    beta2: float = option(0.999, **_BETA2)
-    weight_decay: float = option(0.0, **_DECAY)
     subset_size: int = option(
         -1, min=-1, help="weights that share a second moment; -1: about the root of a tensor's size"
     )
 
 
 @dataclass
-class HiFT:
+class HiFT(AdamW):
     """AdamW on one group of layers at a time (HiFT)."""
 
     name: str = option("hift", help="method name in tables", label=True)
-    lr: float = option(3.0e-4, min=0, help="learning rate")
-    beta1: float = option(0.9, **_BETA1)
-    beta2: float = option(0.999, **_BETA2)
-    weight_decay: float = option(0.0, **_DECAY)
     group_size: int = option(1, min=1, help="layers that move together")
     order: str = option(
         "bottom_up",

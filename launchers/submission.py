@@ -94,9 +94,12 @@ def is_settling(entry: Entry) -> bool:
 
 
 def wait_for_orphans(entries: Iterable[Entry]) -> bool:
-    """Wait out what a launcher that died may have left under way; whether there was anything."""
+    """Wait out what a launcher that died may have left under way; whether there was anything.
+
+    What had not settled when the plan was made counts, even if it has by now: the plan is old.
+    """
     jobs = Jobs()
-    left = [e for e in entries if e.state == "submitted" and not jobs.of(e) and is_settling(e)]
+    left = [entry for entry in entries if entry.state == "submitted" and not jobs.of(entry)]
     left = [entry for entry in left if not _is_held(entry.run_dir.parent / JOBS)]
     if left:
         age = min(_seconds_old(entry) for entry in left)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import time
 
@@ -9,7 +10,7 @@ import pytest
 
 from launchers import slurm, slurm_state, watch
 from launchers.plan import Entry
-from launchers.submission import Jobs
+from launchers.submission import SETTLING_SECONDS, Jobs, new_record, wait_for_orphans
 from zolab import ledger
 from zolab.errors import UserError
 
@@ -194,5 +195,21 @@ def test_a_watch_goes_on_when_slurm_does_not_answer(waiting):
 
 def test_a_submission_that_never_got_a_job_is_planned_again(waiting):
     ledger.write_status(waiting.run_dir, "submitted", job_id=None)
+    watch.settle([waiting], lambda jobs: {})
+    assert waiting.state == "planned"
+
+
+def test_a_dead_launchers_cells_that_settle_after_the_plan_are_planned_again(waiting, monkeypatch):
+    """They count as submitted in a plan made a moment too early; the array never came."""
+    monkeypatch.setattr(slurm_state, "array_named", lambda name: None)
+    jobs = waiting.run_dir.parent / ".jobs"
+    jobs.mkdir(exist_ok=True)
+    token = new_record(jobs, [waiting], {})
+    ledger.write_status(waiting.run_dir, "submitted", job_id=None, submission=[token, 0])
+    written = time.time() - SETTLING_SECONDS - 1.0
+    os.utime(waiting.run_dir / "status.json", (written, written))
+    begin = time.monotonic()
+    assert wait_for_orphans([waiting]), "the plan is to be made anew"
+    assert time.monotonic() - begin < 1.0
     watch.settle([waiting], lambda jobs: {})
     assert waiting.state == "planned"

@@ -24,7 +24,7 @@ demo: $(VENV)/.ready
 test: $(VENV)/.ready
 	$(BIN)/python -m pytest -q -n 2 -m "not slurm and not slow" $(ARGS)
 	# One process for the tests of the cluster: two clusters do not come up at the same time.
-	$(BIN)/python -m pytest -q -m "slurm and not chaos" $(ARGS)
+	$(BIN)/python -m pytest -q -m "slurm and not slow" $(ARGS)
 
 test-slow: $(VENV)/.ready
 	$(BIN)/python -m pytest -q -n 2 -m slow $(ARGS)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import gc
 import importlib
 import os
 import signal
@@ -45,6 +47,8 @@ class Cell:
             Exception: whatever the cell raised; status.json then says `failed`.
             SystemExit: it was asked to stop.
         """
+        # With torch loaded, looking for garbage in a process that ends takes more than a second.
+        atexit.register(gc.freeze)
         _undo_foreign_handlers()
         _publish_job()
         in_slurm = bool(os.environ.get(ledger.JOB_ID_VARIABLE))

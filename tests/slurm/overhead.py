@@ -3,8 +3,8 @@
     python -m tests.slurm.overhead                  12 real cells of about 20 s, 4 at a time
     python -m tests.slurm.overhead --cells 24 --parallel 8
 
-The clock runs from before the cells are composed to the last word of `sweep.wait=true`. A cell's
-time is from the start of its process to its result. Cells pause after each step, so that the
+The clock runs from the composed cells to the last word of `sweep.wait=true`. A cell's time is from
+the start of its process to its result. Cells pause after each step, so that the
 figure tells about waiting and starting, and not about how many cells two cores can compute at once.
 """
 
@@ -29,12 +29,12 @@ STEPS = 10
 
 def measure(root: Path, cells: int, parallel: int) -> dict[str, float]:
     """Seconds: of the sweep, of its cells together, and of their parts (medians)."""
-    begin = time.monotonic()
     folders = [prepare(root, f"train.steps={STEPS}", f"seed={seed}") for seed in range(cells)]
     launcher = {
         "kind": "slurm", "cpus": 1, "gpus": 0, "time_minutes": 10, "array_parallelism": parallel,
     }  # fmt: skip
     given = [compose.read_cell(folder) for folder in folders]
+    begin = time.monotonic()
     outcome = launch(given, launcher, {"wait": True}, function="paced_cells:run")
     wall = time.monotonic() - begin
     assert outcome.exit_code == 0

@@ -62,7 +62,7 @@ def test_cells_see_the_gpus_they_asked_for_and_wait_for_them(slurm_cluster, make
 
 def test_a_sweep_costs_little_more_than_its_cells(slurm_cluster, make_cell, sweep, quick):  # noqa: F811
     """Two rounds of four cells: at most 2 s more each, a tenth of a cell of 20 s."""
-    cells = [make_cell(seed, seconds=4.0) for seed in range(8)]
+    cells = [make_cell(seed, seconds=2.0) for seed in range(8)]
     begin = time.monotonic()
     outcome = sweep(cells, {**LAUNCHER, "array_parallelism": 4}, wait=True)
     wall = time.monotonic() - begin

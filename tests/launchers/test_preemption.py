@@ -68,7 +68,7 @@ def test_every_way_a_job_can_be_ended(slurm_cluster, make_cell, sweep):
     assert steps_of(cancelled.run_dir) == steps_of(killed.run_dir) == STEPS
 
 
-@pytest.mark.parametrize("grace", [0, 12])
+@pytest.mark.parametrize("grace", [0, 6])
 def test_preempted_by_a_job_of_higher_priority(slurm_cluster, make_cell, sweep, grace):
     tell("scontrol", "update", "PartitionName=preempt", f"GraceTime={grace}")
     cell = make_cell(grace, "steps", SECONDS)

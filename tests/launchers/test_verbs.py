@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import subprocess
 import sys
 import time
@@ -94,16 +95,13 @@ def test_a_thousand_cells_in_two_seconds(tmp_path: Path) -> None:
         body = {"host": "z", "machine": "elsewhere/x", "pid": 7}
         (folder / "claim").write_text(json.dumps(body))
         ledger.write_json(folder / "heartbeat", {"step": 1, "steps": 2}, sync=False)
-    best = float("inf")
-    for _ in range(3):  # of a busy machine's three
-        begin = time.perf_counter()
-        command = [sys.executable, "-m", "zolab", "status", str(tmp_path)]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        best = min(best, time.perf_counter() - begin)
-        if best < 2.0:
-            break
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    command = [sys.executable, "-m", "zolab", "status", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert done.stdout.splitlines()[-1] == "1000 cells: 1000 running"
-    assert best <= 2.0
+    seconds = used.ru_utime - before.ru_utime + used.ru_stime - before.ru_stime
+    assert seconds <= 2.0  # of the processor: other work here must not count
 
 
 def test_cancel_marks_first_and_then_tells_slurm(runs: Path, capsys, monkeypatch) -> None:

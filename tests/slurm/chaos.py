@@ -156,8 +156,13 @@ class Chaos:
 
     def starve(self) -> None:
         """SIGKILL from nowhere, as the kernel does it when memory runs out."""
-        folder = self.victim()
-        os.kill(ledger.read_heartbeat(folder)["pid"], signal.SIGKILL)
+        while True:
+            folder = self.victim()
+            holder = ledger.find_holder(folder)  # gone if the cell just came to its end
+            with contextlib.suppress(ProcessLookupError, AttributeError):
+                os.kill(holder.pid, signal.SIGKILL)
+                break
+            self.hit.discard(folder.name)
         self.say(f"killed for memory: {folder.name}")
 
     def kill_node(self) -> None:

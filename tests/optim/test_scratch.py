@@ -7,8 +7,12 @@ import torch
 from torch import nn
 
 from zolab.optim import MeZO, Paired, PerLayer
+from zolab.optim import backend as backend_module
+from zolab.optim import bits as bits_module
 from zolab.optim import masks as masks_module
-from zolab.optim.masks import _kth_magnitude, _where_magnitude, pack_bits, unpack_bits
+from zolab.optim.backend import Limit
+from zolab.optim.bits import pack_bits, unpack_bits
+from zolab.optim.masks import _kth_magnitude
 from zolab.optim.noise import root_mean_square
 from zolab.optim.placements import modulewise
 
@@ -17,7 +21,9 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 @pytest.fixture(autouse=True)
 def _small_pieces(monkeypatch):
-    monkeypatch.setattr(masks_module, "_PIECE", 64)
+    monkeypatch.setattr(backend_module, "PIECE", 64)
+    monkeypatch.setattr(masks_module, "PIECE", 64)
+    monkeypatch.setattr(bits_module, "PIECE", 64)
 
 
 def weights(dtype: torch.dtype, count: int) -> torch.Tensor:
@@ -42,8 +48,8 @@ def test_kth_magnitude_is_that_of_a_sort(dtype, count):
 def test_masks_in_pieces_are_the_whole_masks(dtype):
     w = weights(dtype, 1003).view(17, 59)
     h = _kth_magnitude([w], 250)
-    assert torch.equal(_where_magnitude(w, torch.le, h), w.abs() <= h)
-    assert torch.equal(_where_magnitude(w, torch.ge, h), w.abs() >= h)
+    assert torch.equal(Limit(h, True).of(w), w.abs() <= h)
+    assert torch.equal(Limit(h, False).of(w), w.abs() >= h)
     keep = w.abs() <= h
     packed = pack_bits(keep)
     assert packed.numel() == 126

@@ -18,6 +18,8 @@ from zolab.optim.rounding import stochastic_round
 
 #: Elements per chunk: a multiple of every noise's block, small enough to stay in cache.
 CHUNK = 1 << 19
+#: Elements looked at once where a tensor is turned into a mask, so that scratch stays small.
+PIECE = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,28 @@ class Term:
     seed: int
     scale: float = 1.0
     stochastic: bool = False
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A mask that follows the weights: those of magnitude <= threshold move, or those >= it.
+
+    Attributes:
+        threshold: compared in the dtype of the weights.
+        below: which of the two.
+    """
+
+    threshold: float
+    below: bool
+
+    def of(self, weight: Tensor) -> Tensor:
+        """The mask of some weights: bool, of their shape."""
+        compare = torch.le if self.below else torch.ge
+        keep = torch.empty(weight.shape, dtype=torch.bool, device=weight.device)
+        pieces = zip(weight.view(-1).split(PIECE), keep.view(-1).split(PIECE), strict=True)
+        for part, out in pieces:
+            compare(part.abs(), self.threshold, out=out)
+        return keep
 
 
 class ZSource(Protocol):
@@ -57,7 +81,7 @@ def sweep_(
     pid: int,
     terms: Sequence[Term],
     source: ZSource,
-    mask: Tensor | None = None,
+    mask: Tensor | Limit | None = None,
 ) -> None:
     """Apply `terms` in order to a whole parameter, in place.
 
@@ -66,12 +90,16 @@ def sweep_(
         pid: parameter id.
         terms: operations, see `Term`.
         source: supplies z.
-        mask: bool, same number of elements; False elements do not change by a single bit.
+        mask: bool, same number of elements; False elements do not change by a single bit. A limit
+            is decided from the weights as they are.
     """
+    limit = mask if isinstance(mask, Limit) else None
     if native.handles(source.kind, weight):
         kept = _stored(source, pid, [t.seed for t in terms if t.a != 0.0], weight)
-        native.sweep(source.kind, weight, pid, terms, mask, kept=kept)
+        mask = None if limit else mask
+        native.sweep(source.kind, weight, pid, terms, mask, limit=limit, kept=kept)
         return
+    mask = limit.of(weight) if limit else mask
     flat = weight.view(-1)
     keep = None if mask is None else mask.view(-1)
     for start in range(0, flat.numel(), CHUNK):
@@ -96,13 +124,35 @@ def apply_term_(
         _write_(part, step.add_(part), term, pid, offset, mask)
 
 
+def resweep_(
+    weight: Tensor,
+    pid: int,
+    before: Sequence[Term],
+    after: Sequence[Term],
+    limit: Limit,
+    mask: Tensor,
+    source: ZSource,
+) -> None:
+    """One sweep: `before` under the mask as it is, a new mask from the weights, `after` under it.
+
+    Args:
+        weight, pid, source: as for `sweep_`; only where `native.handles` the weight.
+        before, after: terms.
+        limit: what decides.
+        mask: bool or bits (see `bits.pack_bits`) of the whole parameter; changed in place.
+    """
+    terms = [*before, *after]
+    kept = _stored(source, pid, [t.seed for t in terms if t.a != 0.0], weight)
+    native.sweep(source.kind, weight, pid, terms, mask, limit=limit, split=len(before), kept=kept)
+
+
 def pair(
     weight: Tensor,
     pid: int,
     seed: int,
     eps: float,
     source: ZSource,
-    mask: Tensor | None = None,
+    mask: Tensor | Limit | None = None,
     offset: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Both perturbed copies from one read: W + eps z and W - eps z, same shape and dtype as W.
@@ -113,7 +163,7 @@ def pair(
         seed: direction.
         eps: perturbation scale.
         source: supplies z.
-        mask: bool, as many elements; where False, 0 is added.
+        mask: bool, as many elements, or a limit on the weights; where False, 0 is added.
         offset: index of the first element within the parameter, for blocks of rows.
     """
     plus, minus = torch.empty_like(weight), torch.empty_like(weight)
@@ -123,6 +173,7 @@ def pair(
             source.kind, weight, pid, seed, eps, mask, plus, minus, offset=offset, kept=kept
         )
         return plus, minus
+    mask = mask.of(weight) if isinstance(mask, Limit) else mask
     keep = None if mask is None else mask.view(-1)
     above, below = plus.view(-1), minus.view(-1)
     for start in range(0, weight.numel(), CHUNK):

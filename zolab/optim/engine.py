@@ -10,9 +10,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from zolab.optim.backend import Term, pair, sweep_
+from zolab.optim import native
+from zolab.optim.backend import Limit, Term, pair, resweep_, sweep_
+from zolab.optim.bits import pack_bits, unpack_bits
 from zolab.optim.directions import Direction, Kept
-from zolab.optim.masks import Dense, pack_bits, unpack_bits
+from zolab.optim.masks import Dense
 from zolab.optim.parameters import ParamInfo
 
 #: Models whose trained float32 elements fit in this many bytes trade memory for time: z is kept
@@ -168,24 +170,69 @@ class Engine:
             return held
         return unpack_bits(held, info.data.shape)
 
+    def choice_of(self, info: ParamInfo, weight: Tensor | None = None) -> Tensor | Limit | bool:
+        """`mask_of` as the sweeps take it: as bits where the kernels read them, as a limit where
+        they decide it along the way."""
+        held = self._held.get(info.pid)
+        if held is None:
+            limit = self.mask.limit(info)
+            return self.mask_of(info, weight) if limit is None else limit
+        bits = isinstance(held, Tensor) and held.dtype == torch.uint8
+        where = info.data if weight is None else weight
+        if bits and where.shape[-1] % 8 == 0 and native.handles(self.source.kind, where):
+            return held
+        return self.mask_of(info, weight)
+
     def _compact(self, keep: Tensor | bool) -> Tensor | bool:
         """A mask as it is held over a step: one bit a weight, save where packing takes too long."""
         return keep if isinstance(keep, bool) or self._small else pack_bits(keep)
 
     # -- sweeps ----------------------------------------------------------------------------------
 
-    def sweep(self, info: ParamInfo, terms: Sequence[Term], mask: Tensor | bool) -> None:
+    def sweep(self, info: ParamInfo, terms: Sequence[Term], mask: Tensor | Limit | bool) -> None:
         """Apply terms to one parameter in place, where the mask allows."""
         if mask is False or not terms:
             return
-        chosen = mask if isinstance(mask, Tensor) else None
+        chosen = None if mask is True else mask
         begin = time.perf_counter()
         sweep_(info.data, info.pid, terms, self.source, chosen)
         self.clock.perturb += time.perf_counter() - begin
 
+    def sweep_held(self, info: ParamInfo, terms: Sequence[Term]) -> None:
+        """The same under the mask in force, taken as it is held where the kernels read bits."""
+        held = self._held.get(info.pid)
+        if isinstance(held, Tensor) and native.handles(self.source.kind, info.data):
+            self.sweep(info, terms, held)
+        else:
+            self.sweep(info, terms, self.mask_of(info))
+
+    def resweep(self, info: ParamInfo, before: Sequence[Term], after: Sequence[Term]) -> None:
+        """A step begins: `before` under the mask in force, then a new mask, then `after` under it.
+
+        Args:
+            info: which parameter; its weights are clean after `before`.
+            before: terms that belong to the step before.
+            after: terms of the new step.
+        """
+        held, limit = self._held.get(info.pid), self.mask.limit(info)
+        ready = isinstance(held, Tensor) or not before
+        if limit is not None and ready and native.handles(self.source.kind, info.data):
+            if not isinstance(held, Tensor):
+                size, dtype = (info.numel, torch.bool) if self._small else (
+                    -(-info.numel // 8), torch.uint8
+                )  # fmt: skip
+                held = self._held[info.pid] = torch.empty(size, dtype=dtype)
+            begin = time.perf_counter()
+            resweep_(info.data, info.pid, before, after, limit, held, self.source)
+            self.clock.perturb += time.perf_counter() - begin
+            return
+        self.sweep_held(info, before)
+        self.renew_mask(info)
+        self.sweep_held(info, after)
+
     def pair(self, info: ParamInfo, weight: Tensor, seed: int, eps: float) -> tuple[Tensor, Tensor]:
         """W + eps z and W - eps z of one parameter, from its clean weights."""
-        return self.pair_rows(info, weight, seed, eps, self.mask_of(info, weight), 0)
+        return self.pair_rows(info, weight, seed, eps, self.choice_of(info, weight), 0)
 
     def pair_rows(
         self,
@@ -193,13 +240,13 @@ class Engine:
         rows: Tensor,
         seed: int,
         eps: float,
-        mask: Tensor | bool,
+        mask: Tensor | Limit | bool,
         offset: int,
     ) -> tuple[Tensor, Tensor]:
         """The same for a block of its rows that begins at element `offset`; mask of the block."""
         if mask is False:
             return rows, rows
-        chosen = mask if isinstance(mask, Tensor) else None
+        chosen = None if mask is True else mask
         begin = time.perf_counter()
         both = pair(rows, info.pid, seed, eps, self.source, chosen, offset)
         self.clock.perturb += time.perf_counter() - begin

@@ -8,18 +8,17 @@ the first probe of a step to the end of its update.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from zolab.optim.backend import PIECE, Limit
 from zolab.optim.keys import permutation, probe_seed
 from zolab.optim.parameters import ParamInfo
 from zolab.optim.philox import CHUNK, Stream, words
 
 VECTORS = ("dense", "frozen", "masked")
-#: Elements looked at once where a tensor is turned into a mask, so that scratch stays small.
-_PIECE = 1 << 18
 #: Probe number of masks' seeds; those of real directions are small.
 MASK_PROBE = (1 << 32) - 1
 #: What a parameter outside the layers may be, with the marks in its name; the first that fits.
@@ -60,6 +59,9 @@ class Dense:
             step: step number, from 1.
         """
         return True
+
+    def limit(self, info: ParamInfo) -> Limit | None:
+        """`keep` as a limit on the weights' own size, where it is one."""
 
     def covers(self, info: ParamInfo) -> bool:
         """Whether `keep` gives a tensor for this parameter, and not just all or nothing."""
@@ -205,6 +207,8 @@ class _Magnitude(_Sparse):
             those of the initial weights (the paper).
     """
 
+    below: bool
+
     def __init__(
         self,
         sparsity: float = 0.75,
@@ -229,12 +233,12 @@ class _Magnitude(_Sparse):
         return every > 0 and self.sparsity > 0.0 and step > 1 and (step - 1) % every == 0
 
     def making_bytes(self, info: ParamInfo) -> int:
-        return min(info.numel, _PIECE) * info.param.element_size()
+        return min(info.numel, PIECE) * info.param.element_size()
 
     def setup_bytes(self, info: ParamInfo) -> int:
         # A piece as magnitudes and twice as digits, and the counts of 64k digits, old and new.
         wide = max(4, info.param.element_size())
-        return min(info.numel, _PIECE) * 3 * wide + (1 << 20) if self.covers(info) else 0
+        return min(info.numel, PIECE) * 3 * wide + (1 << 20) if self.covers(info) else 0
 
     def refresh(self, infos: Sequence[ParamInfo]) -> None:
         masked = [info for info in infos if self.covers(info)]
@@ -261,6 +265,12 @@ class _Magnitude(_Sparse):
         if tensors:
             self.thresholds = {name: float(value) for name, value in tensors.items()}
 
+    def limit(self, info: ParamInfo) -> Limit | None:
+        return Limit(self.thresholds[info.name], self.below) if self.covers(info) else None
+
+    def _choose(self, info: ParamInfo, weight: Tensor, step: int) -> Tensor:
+        return Limit(self.thresholds[info.name], self.below).of(weight)
+
     def _quantile(self, weights: Sequence[Tensor]) -> float:
         raise NotImplementedError
 
@@ -272,23 +282,21 @@ class SmallWeights(_Magnitude):
     without the absolute value; the prose says magnitude, and so do we.
     """
 
+    below = True
+
     def _quantile(self, weights: Sequence[Tensor]) -> float:
         rank = math.ceil((1.0 - self.sparsity) * sum(w.numel() for w in weights))
         return _kth_magnitude(weights, max(1, rank))
-
-    def _choose(self, info: ParamInfo, weight: Tensor, step: int) -> Tensor:
-        return _where_magnitude(weight, torch.le, self.thresholds[info.name])
 
 
 class LargeWeights(_Magnitude):
     """The paper's control: move the weights with |w| >= h, h the sparsity quantile of |w0|."""
 
+    below = False
+
     def _quantile(self, weights: Sequence[Tensor]) -> float:
         total = sum(w.numel() for w in weights)
         return _kth_magnitude(weights, min(math.floor(self.sparsity * total) + 1, total))
-
-    def _choose(self, info: ParamInfo, weight: Tensor, step: int) -> Tensor:
-        return _where_magnitude(weight, torch.ge, self.thresholds[info.name])
 
 
 class RandomMask(_Sparse):
@@ -344,14 +352,6 @@ def role_of(name: str) -> str | None:
     return next(fits, None)
 
 
-def _where_magnitude(weight: Tensor, compare: Callable, threshold: float) -> Tensor:
-    """`compare(|w|, threshold)`, bool of the shape of `weight`, in pieces."""
-    keep = torch.empty(weight.shape, dtype=torch.bool, device=weight.device)
-    for part, out in zip(weight.view(-1).split(_PIECE), keep.view(-1).split(_PIECE), strict=True):
-        compare(part.abs(), threshold, out=out)
-    return keep
-
-
 def _kth_magnitude(weights: Sequence[Tensor], k: int) -> float:
     """The k-th smallest absolute value (k from 1) of some tensors, exact, without copying them.
 
@@ -363,7 +363,7 @@ def _kth_magnitude(weights: Sequence[Tensor], k: int) -> float:
     found = 0
     for shift in range(size - 16, -1, -16):
         counts = torch.zeros(1 << 16, dtype=torch.int64)
-        for part in (part for w in weights for part in w.detach().view(-1).split(_PIECE)):
+        for part in (part for w in weights for part in w.detach().view(-1).split(PIECE)):
             bits = part.to(wide).abs().view(whole)
             if shift + 16 < size:
                 bits = bits[bits >> (shift + 16) == found]
@@ -373,27 +373,3 @@ def _kth_magnitude(weights: Sequence[Tensor], k: int) -> float:
         k -= int(below[digit] - counts[digit])
         found = found << 16 | digit
     return float(torch.tensor(found, dtype=whole).view(wide))
-
-
-def pack_bits(mask: Tensor) -> Tensor:
-    """A bool tensor as uint8, eight coordinates a byte: (ceil(numel / 8),)."""
-    bit = _bits(mask.device)
-    flat = mask.view(-1)
-    out = torch.empty(-(-len(flat) // 8), dtype=torch.uint8, device=mask.device)
-    for part, to in zip(flat.split(_PIECE), out.split(_PIECE // 8), strict=True):
-        padded = torch.nn.functional.pad(part.view(torch.uint8), (0, -len(part) % 8))
-        torch.sum(padded.view(-1, 8) * bit, 1, dtype=torch.uint8, out=to)
-    return out
-
-
-def unpack_bits(packed: Tensor, shape: torch.Size) -> Tensor:
-    """The bool tensor of `shape` that `pack_bits` was given."""
-    bit = _bits(packed.device)
-    mask = torch.empty(shape, dtype=torch.bool, device=packed.device)
-    for part, out in zip(packed.split(_PIECE // 8), mask.view(-1).split(_PIECE), strict=True):
-        out.copy_((part[:, None] & bit).view(-1)[: len(out)])
-    return mask
-
-
-def _bits(device: torch.device) -> Tensor:
-    return 1 << torch.arange(8, dtype=torch.uint8, device=device)

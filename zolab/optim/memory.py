@@ -68,7 +68,9 @@ def memory_of(optimizer: ZeroOrder) -> Memory:
 def update_bytes(engine: Engine, rule: object, rounds: bool, info: ParamInfo) -> int:
     """Scratch while one parameter is swept and updated."""
     size = min(info.numel, CHUNK)
-    out = spread_bytes(engine, info) + engine.direction.scratch_bytes(info)
+    out = engine.direction.scratch_bytes(info)
+    if rule.stateful or not decided_on_the_way(engine, info):
+        out += spread_bytes(engine, info)
     if not rule.stateful and native.handles(engine.source.kind, info.data):
         return out
     out += 4 * size * (2 + rule.buffers) + noise_bytes(engine, info)
@@ -80,6 +82,12 @@ def spread_bytes(engine: Engine, info: ParamInfo) -> int:
     if not engine.mask.covers(info):
         return 0
     return info.numel + engine.mask_bytes(info) + engine.mask.making_bytes(info)
+
+
+def decided_on_the_way(engine: Engine, info: ParamInfo) -> bool:
+    """Whether the kernels decide a parameter's mask themselves, tile by tile."""
+    follows = engine.mask.limit(info) is not None
+    return follows and native.handles(engine.source.kind, info.data)
 
 
 def noise_bytes(engine: Engine, info: ParamInfo) -> int:
@@ -102,7 +110,7 @@ def pair_bytes(engine: Engine, infos: Iterable[ParamInfo], at_most: int | None) 
         extra = engine.direction.scratch_bytes(info)
         if not native.handles(engine.source.kind, info.data):
             extra += 8 * min(piece, CHUNK) + noise_bytes(engine, info)
-        if engine.mask.covers(info):
+        if engine.mask.covers(info) and not decided_on_the_way(engine, info):
             extra = info.numel + max(extra, engine.mask.making_bytes(info))
         making = max(making, extra)
     return copies, copies + making

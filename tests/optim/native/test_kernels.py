@@ -23,8 +23,10 @@ from tests.optim.native.parts import (
     specification,
     weights,
 )
-from zolab.optim import backend, native
-from zolab.optim.backend import Term
+from zolab.optim import Gaussian, Rademacher, backend, native
+from zolab.optim.backend import Limit, Term
+from zolab.optim.bits import pack_bits, unpack_bits
+from zolab.optim.directions import Direction
 from zolab.optim.noise import NOISES
 
 
@@ -208,3 +210,56 @@ class TestEquality:
             native.fill("rademacher", again, 1, 2)
             os._exit(0 if bytes(again.numpy()) == bytes(out.numpy()) else 1)
         assert os.waitpid(child, 0)[1] == 0
+
+
+def direction(kind: str) -> Direction:
+    """z as the kernels may make it."""
+    return Rademacher() if kind == "rademacher" else Gaussian(kind)
+
+
+@needs_compiler
+@pytest.mark.usefixtures("_built")
+class TestMasksDecidedOnTheWay:
+    """A limit on the weights' size gives what the mask it stands for gives, as bytes or bits."""
+
+    @pytest.mark.parametrize("dtype", DTYPES)
+    @pytest.mark.parametrize("kind", KINDS)
+    @pytest.mark.parametrize(("quantile", "below"), [(0.03, True), (0.2, True), (0.5, False)])
+    def test_pair_and_sweep(self, kind, dtype, quantile, below) -> None:
+        for size in (37, 4096, 9001):
+            weight = weights(size, dtype)
+            finite = weight[weight.isfinite()].abs().double()
+            limit = Limit(float(finite.quantile(quantile)), below)
+            mask, fast, plain = limit.of(weight), direction(kind), Source(kind)
+            both = backend.pair(weight, PID, SEED, 1e-3, fast, limit)
+            with specification():
+                expected = backend.pair(weight, PID, SEED, 1e-3, plain, mask)
+            for found, want in zip(both, expected, strict=True):
+                assert_same_bits(found, want)
+            moved, same = weight.clone(), weight.clone()
+            backend.sweep_(moved, PID, TERMS["walk"], fast, limit)
+            with specification():
+                backend.sweep_(same, PID, TERMS["walk"], plain, mask)
+            assert_same_bits(moved, same)
+
+    @pytest.mark.parametrize("packed", [False, True])
+    @pytest.mark.parametrize("dtype", DTYPES)
+    def test_a_new_mask_between_two_terms(self, dtype, packed) -> None:
+        for kind, size in itertools.product(KINDS, (37, 9001)):
+            weight, fast, plain = weights(size, dtype), direction(kind), Source(kind)
+            limit = Limit(0.01, True)
+            old = random_mask(size)
+            before, after = [Term(0.02, 5), Term(-0.01, 6)], [Term(0.03, 7)]
+            same = weight.clone()
+            with specification():
+                backend.sweep_(same, PID, before, plain, old)
+                new = limit.of(same)
+                backend.sweep_(same, PID, after, plain, new)
+            held = pack_bits(old) if packed else old.clone()
+            backend.resweep_(weight, PID, before, after, limit, held, fast)
+            assert_same_bits(weight, same)
+            assert torch.equal(unpack_bits(held, new.shape) if packed else held, new)
+            backend.sweep_(weight, PID, after, fast, held)
+            with specification():
+                backend.sweep_(same, PID, after, plain, new)
+            assert_same_bits(weight, same)

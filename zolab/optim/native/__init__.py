@@ -15,18 +15,19 @@ import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from ctypes import CDLL
+from ctypes import CDLL, byref
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from zolab.optim.native.build import BuildError, library
+from zolab.optim.native.probe import Mask as _CMask
 from zolab.optim.native.probe import Term as _CTerm
 from zolab.optim.native.probe import open_library
 
 if TYPE_CHECKING:
-    from zolab.optim.backend import Term
+    from zolab.optim.backend import Limit, Term
 
 __all__ = ["available", "fill", "handles", "pair", "rows", "sweep"]
 
@@ -126,6 +127,8 @@ def sweep(
     terms: Sequence[Term],
     mask: Tensor | None = None,
     *,
+    limit: Limit | None = None,
+    split: int = 0,
     offset: int = 0,
     kept: Mapping[int, Tensor] | None = None,
 ) -> None:
@@ -136,7 +139,11 @@ def sweep(
         weight: any shape, contiguous, CPU; float32, float64, bfloat16 or float16; changed in place.
         pid: parameter id below 2**32.
         terms: operations, applied in order, each rounded to the dtype of `weight`.
-        mask: bool, as many elements; False elements do not change by a single bit.
+        mask: bool, as many elements, or bits as `bits.pack_bits` makes them; False
+            elements do not change by a single bit.
+        limit: decide the mask anew from the weights, after the first `split` terms; the later
+            terms go by it, and `mask`, if there is one, holds it afterwards.
+        split: see `limit`.
         offset: index of the first element of `weight` within its parameter.
         kept: z of some seeds if it is at hand, float32, as many elements as `weight`; read instead
             of being made.
@@ -147,7 +154,7 @@ def sweep(
     """
     on = _library()
     at = _pointer("weight", weight)
-    chosen = None if mask is None else _pointer("mask", mask, torch.bool, weight.numel())
+    chosen = _mask(mask, weight, limit, split, offset)
     count = len(terms)
     packed = (_CTerm * count)()
     for c, term in zip(packed, terms, strict=True):
@@ -162,7 +169,9 @@ def sweep(
     code, dtype = _KINDS[kind], _DTYPES[weight.dtype]
 
     def run(begin: int, end: int) -> None:
-        on.lib.zo_sweep(code, dtype, at, chosen, begin, end, offset, pid, packed, count, on.levels)
+        on.lib.zo_sweep(
+            code, dtype, at, byref(chosen), begin, end, offset, pid, packed, count, on.levels
+        )
 
     _split(weight.numel(), run)
 
@@ -173,7 +182,7 @@ def pair(
     pid: int,
     seed: int,
     eps: float,
-    mask: Tensor | None,
+    mask: Tensor | Limit | None,
     out_plus: Tensor,
     out_minus: Tensor,
     *,
@@ -183,7 +192,8 @@ def pair(
     """`backend.pair` in one pass over memory: `out_plus` = W + eps z, `out_minus` = W - eps z.
 
     Args:
-        kind, weight, pid, mask, offset: as for `sweep`; `weight` is not modified.
+        kind, weight, pid, offset: as for `sweep`; `weight` is not modified.
+        mask: bool, as many elements, or bits, or a limit on the weights' own size.
         seed: 64-bit seed of the direction.
         eps: perturbation scale.
         out_plus, out_minus: contiguous, dtype and number of elements of `weight`, other memory.
@@ -196,7 +206,8 @@ def pair(
     on = _library()
     size = weight.numel()
     at = _pointer("weight", weight)
-    chosen = None if mask is None else _pointer("mask", mask, torch.bool, size)
+    given = isinstance(mask, Tensor)
+    chosen = _mask(mask if given else None, weight, None if given else mask, offset=offset)
     plus = _pointer("out_plus", out_plus, weight.dtype, size)
     minus = _pointer("out_minus", out_minus, weight.dtype, size)
     if size and len({at, plus, minus}) < 3:
@@ -206,7 +217,20 @@ def pair(
 
     def run(begin: int, end: int) -> None:
         on.lib.zo_pair(
-            code, dtype, at, chosen, begin, end, offset, pid, seed, z, eps, plus, minus, on.levels
+            code,
+            dtype,
+            at,
+            byref(chosen),
+            begin,
+            end,
+            offset,
+            pid,
+            seed,
+            z,
+            eps,
+            plus,
+            minus,
+            on.levels,
         )
 
     _split(size, run)
@@ -234,6 +258,24 @@ def _pointer(
             + ("" if size is None else f" with {size} elements")
         )
     return tensor.data_ptr()
+
+
+def _mask(
+    mask: Tensor | None, weight: Tensor, limit: Limit | None, split: int = 0, offset: int = 0
+) -> _CMask:
+    """A mask as C takes it: held as bytes or bits, or decided from the weights, or both."""
+    at, form, size = None, 0, weight.numel()
+    if mask is not None:
+        form = 2 if mask.dtype == torch.uint8 else 1
+        if form == 2 and offset % 8:
+            raise ValueError(f"mask: bits begin with a byte, not at element {offset}")
+        dtype, length = (torch.uint8, -(-size // 8)) if form == 2 else (torch.bool, size)
+        at = _pointer("mask", mask, dtype, length)
+    if limit is None:
+        return _CMask(at, form, 0, 0.0, 0)
+    # torch compares in the dtype of the weights.
+    threshold = float(torch.tensor(limit.threshold, dtype=weight.dtype))
+    return _CMask(at, form, 1 if limit.below else 2, threshold, split)
 
 
 def _split(count: int, run: Callable[[int, int], None], unit: int = _TILE, weight: int = 1) -> None:

@@ -10,10 +10,12 @@
  */
 #include <stddef.h>
 
+#include "masks.h"
 #include "noise.h"
+#include "sparse.h"
 #include "storage.h"
 
-#define ABI 1
+#define ABI 2
 
 enum { STREAM_Z = 0, STREAM_ROUNDING = 1 };
 
@@ -55,21 +57,6 @@ DEFINE_SELECT(select16, uint16_t)
 DEFINE_SELECT(select32, uint32_t)
 DEFINE_SELECT(select64, uint64_t)
 
-/* A tile within a parameter: its first element, counted from the start of the parameter and from the
- * start of the memory that the caller passed, and its length. */
-typedef struct {
-    uint64_t first;
-    int64_t at;
-    int n;
-} Tile;
-
-static Tile tile_at(uint64_t offset, int64_t at, int64_t end) {
-    Tile tile = {offset + (uint64_t)at, at, 0};
-    int64_t room = TILE - (int64_t)(tile.first % TILE);
-    tile.n = (int)(end - at < room ? end - at : room);
-    return tile;
-}
-
 /* Noise of one (seed, tile), made when it is first asked for. */
 typedef struct {
     int kind;
@@ -77,16 +64,35 @@ typedef struct {
     const float *table;
     uint64_t z_seed, word_seed;
     int has_z, has_words;
+    const uint8_t *live;   /* elements of the tile that z is needed of; NULL: all */
+    const uint16_t *index; /* their places, when only they are worked on; else NULL */
     float z[TILE];
     uint32_t words[TILE + 4]; /* a tile may begin and end within a counter */
 } Source;
 
 static const float *direction(Source *source, const float *kept, uint64_t seed, Tile tile) {
-    if (kept != NULL)
+    if (kept != NULL && source->index == NULL)
         return kept + tile.at;
-    if (!source->has_z || source->z_seed != seed)
+    if (kept != NULL) {
+        for (int i = 0; i < tile.n; i++) source->z[i] = kept[tile.at + source->index[i]];
+        source->has_z = 0;
+        return source->z;
+    }
+    if (source->has_z && source->z_seed == seed)
+        return source->z;
+    if (source->index != NULL)
+        noise_places(
+            source->kind, source->z, tile.first, source->index, tile.n, seed, source->pid,
+            source->table
+        );
+    else if (source->live == NULL)
         noise_tile(
             source->kind, source->z, tile.first, tile.n, seed, source->pid, STREAM_Z, source->table
+        );
+    else
+        noise_tile_live(
+            source->kind, source->z, tile.first, tile.n, seed, source->pid, source->table,
+            source->live
         );
     source->has_z = 1;
     source->z_seed = seed;
@@ -95,6 +101,16 @@ static const float *direction(Source *source, const float *kept, uint64_t seed, 
 
 static const uint32_t *rounding(Source *source, uint64_t seed, Tile tile) {
     const int skip = (int)(tile.first % 4);
+    if (source->index != NULL) {
+        if (!source->has_words || source->word_seed != seed)
+            words_places(
+                source->words, tile.first, source->index, tile.n, seed, source->pid,
+                STREAM_ROUNDING
+            );
+        source->has_words = 1;
+        source->word_seed = seed;
+        return source->words;
+    }
     if (!source->has_words || source->word_seed != seed)
         block_words(
             source->words, tile.first / 4, (skip + tile.n + 3) / 4, seed, source->pid,
@@ -176,10 +192,37 @@ void zo_rows(
         );
 }
 
-/* Apply terms to weight[begin .. end]. */
-void zo_sweep(
-    int32_t kind, int32_t dtype, void *weight, const uint8_t *mask, int64_t begin, int64_t end,
-    uint64_t offset, uint32_t pid, const Term *terms, int32_t count, const float *table
+/* Terms on a few weights of a tile, at source->index. */
+static void part_few(
+    Source *source, int dtype, void *weight, Tile tile, const Term *terms, int count
+) {
+    const uint16_t *at = source->index;
+    const int n = tile.n;
+    if (dtype == FLOAT64) {
+        double *w = (double *)weight + tile.at, few[TILE / 8 + 1];
+        for (int i = 0; i < n; i++) few[i] = w[at[i]];
+        terms64(source, few, tile, terms, count);
+        for (int i = 0; i < n; i++) w[at[i]] = few[i];
+    } else if (dtype == FLOAT32) {
+        float *w = (float *)weight + tile.at, few[TILE / 8 + 1];
+        for (int i = 0; i < n; i++) few[i] = w[at[i]];
+        terms32(source, dtype, few, tile, terms, count);
+        for (int i = 0; i < n; i++) w[at[i]] = few[i];
+    } else {
+        uint16_t *w = (uint16_t *)weight + tile.at, narrow[TILE / 8 + 1];
+        float few[TILE / 8 + 1];
+        for (int i = 0; i < n; i++) narrow[i] = w[at[i]];
+        load16(dtype, few, narrow, n);
+        terms32(source, dtype, few, tile, terms, count);
+        store16(dtype, narrow, few, n);
+        for (int i = 0; i < n; i++) w[at[i]] = narrow[i];
+    }
+}
+
+/* Terms on one tile of weights; `chosen` has a byte for each of its elements, or is NULL. */
+static void part(
+    Source *source, int dtype, void *weight, const uint8_t *chosen, Tile tile, const Term *terms,
+    int count
 ) {
     union {
         float f[TILE];
@@ -188,51 +231,81 @@ void zo_sweep(
         uint64_t u64[TILE];
     } work;
     uint16_t narrow[TILE];
+    const size_t n = (size_t)tile.n;
+    if (count == 0)
+        return;
+    source->has_z = source->has_words = 0;
+    source->live = chosen;
+    source->index = NULL;
+    if (chosen != NULL) {
+        uint16_t places[TILE / 8 + 32];
+        int few = live_places(chosen, tile.n, places);
+        if (few >= 0) {
+            Tile those = {tile.first, tile.at, few};
+            source->index = places;
+            part_few(source, dtype, weight, those, terms, few ? count : 0);
+            return;
+        }
+    }
+    if (dtype == FLOAT64) {
+        double *w = (double *)weight + tile.at;
+        if (chosen == NULL) {
+            terms64(source, w, tile, terms, count);
+        } else {
+            memcpy(work.d, w, n * sizeof *w);
+            terms64(source, work.d, tile, terms, count);
+            select64((uint64_t *)weight + tile.at, work.u64, chosen, tile.n);
+        }
+    } else if (dtype == FLOAT32) {
+        float *w = (float *)weight + tile.at;
+        if (chosen == NULL) {
+            terms32(source, dtype, w, tile, terms, count);
+        } else {
+            memcpy(work.f, w, n * sizeof *w);
+            terms32(source, dtype, work.f, tile, terms, count);
+            select32((uint32_t *)weight + tile.at, work.u32, chosen, tile.n);
+        }
+    } else {
+        uint16_t *w = (uint16_t *)weight + tile.at;
+        load16(dtype, work.f, w, tile.n);
+        terms32(source, dtype, work.f, tile, terms, count);
+        store16(dtype, chosen == NULL ? w : narrow, work.f, tile.n);
+        if (chosen != NULL)
+            select16(w, narrow, chosen, tile.n);
+    }
+}
+
+/* Apply terms to weight[begin .. end]. A mask of bits begins with the parameter. */
+void zo_sweep(
+    int32_t kind, int32_t dtype, void *weight, const Mask *mask, int64_t begin, int64_t end,
+    uint64_t offset, uint32_t pid, const Term *terms, int32_t count, const float *table
+) {
+    uint8_t before[TILE], after[TILE];
     Source source;
     source.kind = kind;
     source.pid = pid;
     source.table = table;
+    const int split = mask->limit ? mask->split : count;
     for (Tile tile = tile_at(offset, begin, end); tile.n > 0;
          tile = tile_at(offset, tile.at + tile.n, end)) {
-        const size_t n = (size_t)tile.n;
-        const uint8_t *chosen = mask == NULL ? NULL : mask + tile.at;
-        source.has_z = source.has_words = 0;
-        if (dtype == FLOAT64) {
-            double *w = (double *)weight + tile.at;
-            if (mask == NULL) {
-                terms64(&source, w, tile, terms, count);
-            } else {
-                memcpy(work.d, w, n * sizeof *w);
-                terms64(&source, work.d, tile, terms, count);
-                select64((uint64_t *)weight + tile.at, work.u64, chosen, tile.n);
-            }
-        } else if (dtype == FLOAT32) {
-            float *w = (float *)weight + tile.at;
-            if (mask == NULL) {
-                terms32(&source, dtype, w, tile, terms, count);
-            } else {
-                memcpy(work.f, w, n * sizeof *w);
-                terms32(&source, dtype, work.f, tile, terms, count);
-                select32((uint32_t *)weight + tile.at, work.u32, chosen, tile.n);
-            }
-        } else {
-            uint16_t *w = (uint16_t *)weight + tile.at;
-            load16(dtype, work.f, w, tile.n);
-            terms32(&source, dtype, work.f, tile, terms, count);
-            store16(dtype, mask == NULL ? w : narrow, work.f, tile.n);
-            if (mask != NULL)
-                select16(w, narrow, chosen, tile.n);
+        if (split > 0)
+            part(&source, dtype, weight, held(mask, before, tile), tile, terms, split);
+        if (mask->limit) {
+            decide(after, mask, dtype, weight, tile);
+            hold(mask, after, tile);
+            part(&source, dtype, weight, after, tile, terms + split, count - split);
         }
     }
 }
 
 /* plus, minus [begin .. end] = weight +/- eps z. */
 void zo_pair(
-    int32_t kind, int32_t dtype, const void *weight, const uint8_t *mask, int64_t begin,
-    int64_t end, uint64_t offset, uint32_t pid, uint64_t seed, const float *kept, double eps,
-    void *plus, void *minus, const float *table
+    int32_t kind, int32_t dtype, const void *weight, const Mask *mask, int64_t begin, int64_t end,
+    uint64_t offset, uint32_t pid, uint64_t seed, const float *kept, double eps, void *plus,
+    void *minus, const float *table
 ) {
     float work[TILE], step[TILE], up[TILE], down[TILE];
+    uint8_t live[TILE];
     Source source;
     source.kind = kind;
     source.pid = pid;
@@ -241,19 +314,29 @@ void zo_pair(
          tile = tile_at(offset, tile.at + tile.n, end)) {
         const int n = tile.n;
         const int64_t at = tile.at;
+        const uint8_t *chosen = live;
+        if (mask->limit)
+            decide(live, mask, dtype, weight, tile);
+        else
+            chosen = held(mask, live, tile);
         source.has_z = 0;
+        source.live = chosen;
+        source.index = NULL;
         const float *z = direction(&source, kept, seed, tile), scale = (float)eps;
         /* The specification adds a zero where the mask is off, which turns -0 into +0 in `plus`. */
-        if (mask == NULL)
+        if (chosen == NULL)
             for (int i = 0; i < n; i++) step[i] = z[i] * scale;
         else
-            for (int i = 0; i < n; i++) step[i] = mask[at + i] ? z[i] * scale : 0.0f;
+            for (int i = 0; i < n; i++) {
+                float moved = z[i] * scale;
+                step[i] = float_of(bits_of(moved) & (0u - (uint32_t)(chosen[i] != 0)));
+            }
         if (dtype == FLOAT64) {
             const double *w = (const double *)weight + at;
             double *p = (double *)plus + at, *m = (double *)minus + at;
             /* Wide weights take the product in float64 as well. */
             for (int i = 0; i < n; i++) {
-                const double move = mask == NULL || mask[at + i] ? (double)z[i] * eps : 0.0;
+                const double move = chosen == NULL || chosen[i] ? (double)z[i] * eps : 0.0;
                 p[i] = w[i] + move;
                 m[i] = w[i] - move;
             }

@@ -54,20 +54,19 @@ static inline Words philox(
 }
 
 #ifdef __AVX512F__
-/* The same for 16 counters from `low` on, words in natural order. By hand, because compilers make a
+/* The same for 16 counters with the low words `c0` and then `d0`, words in natural order. By hand, because compilers make a
  * full 64-bit product of what is one 32-bit multiply; a lane holds its word in the low half, and
  * what gathers in the high half is never looked at. */
 static inline void philox16(
-    uint32_t *out, uint32_t low, uint32_t high, uint32_t pid, uint32_t stream, uint64_t seed
+    uint32_t *out, __m512i c0, __m512i d0, uint32_t high, uint32_t pid, uint32_t stream,
+    uint64_t seed
 ) {
     const __m512i m0 = _mm512_set1_epi64(0xD2511F53), m1 = _mm512_set1_epi64(0xCD9E8D57);
-    const __m512i lanes = _mm512_set_epi64(7, 6, 5, 4, 3, 2, 1, 0);
     const __m512i first = _mm512_set_epi64(11, 3, 10, 2, 9, 1, 8, 0);
     const __m512i second = _mm512_set_epi64(15, 7, 14, 6, 13, 5, 12, 4);
     uint32_t k0 = (uint32_t)seed, k1 = (uint32_t)(seed >> 32);
     __m512i a[4], b[4];
-    a[0] = _mm512_add_epi64(_mm512_set1_epi64(low), lanes);
-    b[0] = _mm512_add_epi64(_mm512_set1_epi64((int64_t)low + 8), lanes);
+    a[0] = c0, b[0] = d0;
     a[1] = b[1] = _mm512_set1_epi64(high);
     a[2] = b[2] = _mm512_set1_epi64(pid);
     a[3] = b[3] = _mm512_set1_epi64(stream);
@@ -105,12 +104,43 @@ static void block_words(
     const uint32_t low = (uint32_t)block, high = (uint32_t)(block >> 32);
     int done = 0;
 #ifdef __AVX512F__
-    done = n / 16 * 16;
-    for (int i = 0; i < done; i += 16)
-        philox16(out + 4 * i, low + (uint32_t)i, high, pid, stream, seed);
+    const __m512i lanes = _mm512_set_epi64(7, 6, 5, 4, 3, 2, 1, 0);
+    for (; done + 16 <= n; done += 16) {
+        __m512i c0 = _mm512_add_epi64(_mm512_set1_epi64((int64_t)low + done), lanes);
+        __m512i d0 = _mm512_add_epi64(c0, _mm512_set1_epi64(8));
+        philox16(out + 4 * done, c0, d0, high, pid, stream, seed);
+    }
 #endif
     for (int i = done; i < n; i++) {
         Words w = philox(low + (uint32_t)i, high, pid, stream, seed);
+        out[4 * i] = w.x0;
+        out[4 * i + 1] = w.x1;
+        out[4 * i + 2] = w.x2;
+        out[4 * i + 3] = w.x3;
+    }
+}
+
+/* Words of the counters block + list[0], block + list[1], ... */
+static void listed_words(
+    uint32_t *restrict out, uint64_t block, const uint32_t *restrict list, int n, uint64_t seed,
+    uint32_t pid, uint32_t stream
+) {
+    const uint32_t low = (uint32_t)block, high = (uint32_t)(block >> 32);
+    int done = 0;
+#ifdef __AVX512F__
+    const __m512i base = _mm512_set1_epi64(low);
+    for (; done + 16 <= n; done += 16) {
+        __m512i at = _mm512_loadu_si512(list + done);
+        __m512i c0 = _mm512_cvtepu32_epi64(_mm512_castsi512_si256(at));
+        __m512i d0 = _mm512_cvtepu32_epi64(_mm512_extracti64x4_epi64(at, 1));
+        philox16(
+            out + 4 * done, _mm512_add_epi64(base, c0), _mm512_add_epi64(base, d0), high, pid,
+            stream, seed
+        );
+    }
+#endif
+    for (int i = done; i < n; i++) {
+        Words w = philox(low + list[i], high, pid, stream, seed);
         out[4 * i] = w.x0;
         out[4 * i + 1] = w.x1;
         out[4 * i + 2] = w.x2;
@@ -162,13 +192,9 @@ static inline void polar(float radius, uint32_t x, float *restrict c, float *res
     *c = radius * float_of((((ts ^ 0x80000000u) & odd) | (tc & ~odd)) ^ sign);
 }
 
-static void gauss_blocks(
-    float *restrict out, uint64_t block, int n, uint64_t seed, uint32_t pid, uint32_t stream
-) {
-    /* Words first: they take 64-bit lanes, and the floats would be held to that half width. */
-    uint32_t words[TILE];
-    block_words(words, block, n, seed, pid, stream);
-    for (int i = 0; i < 2 * n; i++) {
+/* The words are made first: they take 64-bit lanes, which would hold the floats to half width. */
+static void gauss_of(float *restrict out, const uint32_t *restrict words, int n) {
+    for (int i = 0; i < n / 2; i++) {
         float c, s;
         polar(radius_of(words[2 * i]), words[2 * i + 1], &c, &s);
         out[2 * i] = c;
@@ -227,19 +253,16 @@ static inline void levels64(float *out, __m512i byte, const Planes *planes) {
 }
 #endif
 
-static void gauss8_blocks(
-    float *restrict out, uint64_t block, int n, uint64_t seed, uint32_t pid, uint32_t stream,
-    const float *restrict table
+static void gauss8_of(
+    float *restrict out, const uint32_t *restrict words, int n, const float *restrict table
 ) {
-    uint32_t words[TILE / 4];
     int done = 0;
-    block_words(words, block, n, seed, pid, stream);
 #ifdef __AVX512VBMI__
     const Planes planes = planes_of(table);
-    for (; done + 16 <= 4 * n; done += 16)
+    for (; done + 16 <= n; done += 16)
         levels64(out + 4 * done, _mm512_loadu_si512(words + done), &planes);
 #endif
-    for (int i = done; i < 4 * n; i++) {
+    for (int i = done; i < n; i++) {
         uint32_t w = words[i];
         out[4 * i] = table[w & 255];
         out[4 * i + 1] = table[(w >> 8) & 255];
@@ -248,16 +271,24 @@ static void gauss8_blocks(
     }
 }
 
-static void rademacher_blocks(
-    float *restrict out, uint64_t block, int n, uint64_t seed, uint32_t pid, uint32_t stream
-) {
-    uint32_t words[TILE / 32];
-    block_words(words, block, n, seed, pid, stream);
-    for (int i = 0; i < 4 * n; i++) {
+static void rademacher_of(float *restrict out, const uint32_t *restrict words, int n) {
+    for (int i = 0; i < n; i++) {
         uint32_t w = words[i];
         for (int j = 0; j < 32; j++)
             out[32 * i + j] = float_of(((w << (31 - j)) & 0x80000000u) | 0x3F800000u);
     }
+}
+
+/* Elements of `n` words. */
+static void elements(
+    int kind, float *restrict out, const uint32_t *restrict words, int n, const float *table
+) {
+    if (kind == GAUSS)
+        gauss_of(out, words, n);
+    else if (kind == GAUSS8)
+        gauss8_of(out, words, n, table);
+    else
+        rademacher_of(out, words, n);
 }
 
 static int per_block(int kind) {
@@ -270,19 +301,56 @@ static void noise_tile(
     const float *table
 ) {
     float whole[TILE];
+    uint32_t words[TILE];
     const uint64_t per = (uint64_t)per_block(kind);
     const uint64_t block = first / per, last = (first + (uint64_t)n - 1) / per;
     const int skip = (int)(first - block * per), blocks = (int)(last - block) + 1;
     const int direct = skip == 0 && (uint64_t)blocks * per == (uint64_t)n;
-    float *to = direct ? out : whole;
-    if (kind == GAUSS)
-        gauss_blocks(to, block, blocks, seed, pid, stream);
-    else if (kind == GAUSS8)
-        gauss8_blocks(to, block, blocks, seed, pid, stream, table);
-    else
-        rademacher_blocks(to, block, blocks, seed, pid, stream);
+    block_words(words, block, blocks, seed, pid, stream);
+    elements(kind, direct ? out : whole, words, 4 * blocks, table);
     if (!direct)
         memcpy(out, whole + skip, (size_t)n * sizeof(float));
+}
+
+/* The counters of gauss in a tile that hold an element with live[i] != 0, counted from its first. */
+static int live_blocks(const uint8_t *live, int blocks, uint32_t *list) {
+    int count = 0, b = 0;
+#ifdef __AVX512F__
+    __m512i at = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+    for (; b + 16 <= blocks; b += 16) {
+        __m512i bytes = _mm512_loadu_si512(live + 4 * b);
+        __mmask16 set = _mm512_test_epi32_mask(bytes, bytes);
+        _mm512_storeu_si512(list + count, _mm512_maskz_compress_epi32(set, at));
+        count += __builtin_popcount(set);
+        at = _mm512_add_epi32(at, _mm512_set1_epi32(16));
+    }
+#endif
+    for (; b < blocks; b++) {
+        uint32_t four;
+        memcpy(&four, live + 4 * b, 4);
+        list[count] = (uint32_t)b;
+        count += four != 0;
+    }
+    return count;
+}
+
+/* As noise_tile, but only where live[i] != 0 need `out` hold z: a counter of gauss without such an
+ * element is not evaluated. The other kinds have too many elements to a counter for that. */
+static void noise_tile_live(
+    int kind, float *out, uint64_t first, int n, uint64_t seed, uint32_t pid, const float *table,
+    const uint8_t *live
+) {
+    const int blocks = n / 4, whole = kind == GAUSS && first % 4 == 0 && n % 4 == 0;
+    uint32_t list[TILE / 4 + 16], words[TILE];
+    float made[TILE];
+    const int count = whole ? live_blocks(live, blocks, list) : 0;
+    if (!whole || 4 * count > 3 * blocks) {
+        noise_tile(kind, out, first, n, seed, pid, 0, table);
+        return;
+    }
+    listed_words(words, first / 4, list, count, seed, pid, 0);
+    gauss_of(made, words, 4 * count);
+    for (int i = 0; i < count; i++) memcpy(out + 4 * list[i], made + 4 * i, 4 * sizeof(float));
 }
 
 #endif

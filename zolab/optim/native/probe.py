@@ -8,7 +8,7 @@ from __future__ import annotations
 import ctypes
 import sys
 
-_ABI = 1
+_ABI = 2
 _ELEMENTS = 4099  # two tiles and a tail
 # Philox4x32-10, key 0, counter 0: from the known-answer file of the authors' Random123 library.
 _WORDS = (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)
@@ -23,6 +23,18 @@ class Term(ctypes.Structure):
         ("seed", ctypes.c_uint64),
         ("z", ctypes.c_void_p),
         ("stochastic", ctypes.c_int32),
+    )
+
+
+class Mask(ctypes.Structure):
+    """`Mask` of kernels.c."""
+
+    _fields_ = (
+        ("at", ctypes.c_void_p),
+        ("form", ctypes.c_int32),
+        ("limit", ctypes.c_int32),
+        ("threshold", ctypes.c_double),
+        ("split", ctypes.c_int32),
     )
 
 
@@ -67,24 +79,12 @@ def main(path: str) -> int:
         lib.zo_fill(kind, weight, 0, _ELEMENTS, 5, 1, 2, 0, table)
         lib.zo_rows(kind, weight, rows, 0, 1, 77, 1, 2, 0, table)
         for dtype in range(4):
-            for chosen in (None, mask):
-                lib.zo_sweep(kind, dtype, weight, chosen, 0, _ELEMENTS, 5, 2, terms, 2, table)
-                lib.zo_pair(
-                    kind,
-                    dtype,
-                    weight,
-                    chosen,
-                    0,
-                    _ELEMENTS,
-                    5,
-                    2,
-                    1,
-                    None,
-                    0.1,
-                    plus,
-                    minus,
-                    table,
-                )
+            for form, limit in ((0, 0), (1, 0), (2, 0), (1, 1), (2, 2), (0, 1)):
+                at = ctypes.addressof(mask) if form else None
+                chosen = ctypes.byref(Mask(at, form, limit, 0.5, 1))
+                ends = (chosen, 0, _ELEMENTS, 5, 2)
+                lib.zo_sweep(kind, dtype, weight, *ends, terms, 2, table)
+                lib.zo_pair(kind, dtype, weight, *ends, 1, None, 0.1, plus, minus, table)
     return 0
 
 

@@ -144,4 +144,5 @@ def apply_now(engine: Engine, rule: Rule, update: Update) -> None:
 def apply_to(engine: Engine, rule: Rule, info: ParamInfo, update: Update) -> None:
     """The same for one parameter."""
     stochastic = half_precision(info.data)
-    rule.apply_(engine, info, engine.scaled(update, info), engine.mask_of(info), stochastic)
+    mask = engine.mask_of(info) if rule.stateful else engine.choice_of(info)
+    rule.apply_(engine, info, engine.scaled(update, info), mask, stochastic)

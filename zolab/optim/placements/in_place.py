@@ -105,34 +105,36 @@ class InPlace(Placement):
             if turn:
                 group = info.group
                 step = Term(to.scale * to.eps[group] - at.scale * at.eps[group], to.seed)
-                engine.sweep(info, [step], engine.mask_of(info))
+                engine.sweep_held(info, [step])
                 continue
             step = Term(to.scale * to.eps[info.group], to.seed)
             if self._open or engine.mask.static:
                 # The mask is the same before and after: way back, update and probe in one sweep.
                 self._settle(info, [step])
             else:
-                self._settle(info)
-                engine.renew_mask(info)
-                engine.sweep(info, [step], engine.mask_of(info))
+                engine.resweep(info, self._terms_back(info), [step])
         self._stand, self._update, self._open = to, None, True
 
     def _settle(self, info: ParamInfo, then: Sequence[Term] = ()) -> None:
         """Bring one parameter back, apply the update that waits for it, and go on with `then`."""
+        self.engine.sweep_held(info, [*self._terms_back(info), *then])
+
+    def _terms_back(self, info: ParamInfo) -> list[Term]:
+        """The way back and the update that waits; one that is no list of terms is applied here."""
         engine, rule, update = self.engine, self.rule, self._update
-        mask = engine.mask_of(info)
         terms: list[Term] = []
         if self._stand is not None:
             at = self._stand
             terms.append(Term(-at.scale * at.eps[info.group], at.seed))
         if update is not None and rule.stateful:
+            mask = engine.mask_of(info)
             engine.sweep(info, terms, mask)
             rule.apply_(engine, info, engine.scaled(update, info), mask, stochastic=False)
             terms = []
         elif update is not None:
             update = engine.scaled(update, info)
             terms = _merge(terms + rule.terms(update, info.group, stochastic=False))
-        engine.sweep(info, [*terms, *then], mask)
+        return terms
 
 
 @dataclass(frozen=True)

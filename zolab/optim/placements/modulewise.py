@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from zolab.optim.backend import Limit
+from zolab.optim.bits import mask_rows
 from zolab.optim.engine import Engine
 from zolab.optim.memory import pair_bytes, spread_bytes
 from zolab.optim.parameters import ParamInfo
@@ -269,11 +271,12 @@ class ModuleWise:
             step = step.to(torch.float64)
         rows = weight[used]
         wide = rows if weight.dtype == torch.float64 else rows.to(torch.float32)
-        mask = self.engine.mask_of(info, weight)
+        mask = self.engine.choice_of(info, weight)
         if mask is False:
             step = step.zero_()
-        elif isinstance(mask, Tensor):
-            step.masked_fill_(~mask[used], 0.0)
+        elif mask is not True:
+            chosen = mask.of(rows) if isinstance(mask, Limit) else mask_rows(mask, used, rows.shape)
+            step.masked_fill_(~chosen, 0.0)
         tables = [(wide + step if sign > 0 else wide - step).to(weight.dtype) for sign in signs]
         halves = zip(place.chunk(len(signs)), tables, strict=True)
         return _rows([F.embedding(half, rows) for half, rows in halves])
@@ -291,12 +294,14 @@ class ModuleWise:
         by_param = {id(info.param): info for info in own}
         info = by_param[id(module.weight)]
         weight = self._clean[info.pid]
-        mask = self.engine.mask_of(info, weight)
+        mask = self.engine.choice_of(info, weight)
         outs: list[list[Tensor]] = [[] for _ in signs]
         at_once = max(1, CHUNK_ELEMENTS // weight.shape[1])
         for start in range(0, weight.shape[0], at_once):
             rows = weight[start : start + at_once]
-            chosen = mask[start : start + at_once] if isinstance(mask, Tensor) else mask
+            chosen = mask
+            if isinstance(mask, Tensor):
+                chosen = mask.view(len(weight), -1)[start : start + at_once]
             products = self._products(info, x, rows, chosen, start * weight.shape[1], signs)
             for part, product in zip(outs, products, strict=True):
                 part.append(product)
@@ -312,7 +317,7 @@ class ModuleWise:
         info: ParamInfo,
         x: Tensor,
         rows: Tensor,
-        mask: Tensor | bool,
+        mask: Tensor | Limit | bool,
         offset: int,
         signs: tuple[float, ...],
     ) -> list[Tensor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from zolab.optim.backend import Term
+from zolab.optim.backend import Limit, Term
 from zolab.optim.directions import Direction
 from zolab.optim.engine import Engine, Update
 from zolab.optim.masks import Dense
@@ -33,9 +33,14 @@ class Rule:
         raise NotImplementedError
 
     def apply_(
-        self, engine: Engine, info: ParamInfo, update: Update, mask: Tensor | bool, stochastic: bool
+        self,
+        engine: Engine,
+        info: ParamInfo,
+        update: Update,
+        mask: Tensor | Limit | bool,
+        stochastic: bool,
     ) -> None:
-        """Update one parameter in place; its weights are clean."""
+        """Update one parameter in place; its weights are clean. Limits only if not `stateful`."""
         engine.sweep(info, self.terms(update, info.group, stochastic), mask)
 
     def check(self, direction: Direction) -> None:

@@ -1,0 +1,114 @@
+/* Masks of a tile: as bytes or bits that are held, or decided from the weights. */
+#ifndef ZOLAB_MASKS_H
+#define ZOLAB_MASKS_H
+
+#include "noise.h"
+#include "storage.h"
+
+/* A tile within a parameter: its first element, counted from the start of the parameter and from the
+ * start of the memory that the caller passed, and its length. */
+typedef struct {
+    uint64_t first;
+    int64_t at;
+    int n;
+} Tile;
+
+static Tile tile_at(uint64_t offset, int64_t at, int64_t end) {
+    Tile tile = {offset + (uint64_t)at, at, 0};
+    int64_t room = TILE - (int64_t)(tile.first % TILE);
+    tile.n = (int)(end - at < room ? end - at : room);
+    return tile;
+}
+
+/* Which elements may move. */
+typedef struct {
+    uint8_t *at;      /* the mask as it is held, NULL if none is */
+    int32_t form;     /* how: BYTES, one an element, or BITS, lowest first */
+    int32_t limit;    /* BELOW or ABOVE: decided anew from the weights themselves; 0: it is not */
+    double threshold; /* |w| <= threshold, or >= */
+    int32_t split;    /* terms applied before that, under the mask as it was */
+} Mask;
+
+enum { BYTES = 1, BITS = 2, BELOW = 1, ABOVE = 2 };
+
+/* out[i] = 1 where the weights of a tile are within the limit, else 0. */
+static void decide(uint8_t *restrict out, const Mask *mask, int dtype, const void *weight, Tile tile) {
+    float wide[TILE];
+    const float h = (float)mask->threshold;
+    const int below = mask->limit == BELOW, n = tile.n;
+    if (dtype == FLOAT64) {
+        const double *w = (const double *)weight + tile.at;
+        for (int i = 0; i < n; i++) {
+            double size = fabs(w[i]);
+            out[i] = below ? size <= mask->threshold : size >= mask->threshold;
+        }
+        return;
+    }
+    const float *w = wide;
+    int i = 0;
+    if (dtype == FLOAT32)
+        w = (const float *)weight + tile.at;
+    else
+        load16(dtype, wide, (const uint16_t *)weight + tile.at, n);
+#ifdef __AVX512BW__
+    const __m512 edge = _mm512_set1_ps(h);
+    for (; i + 64 <= n; i += 64) {
+        uint64_t set = 0;
+        for (int j = 0; j < 4; j++) {
+            __m512 size = _mm512_abs_ps(_mm512_loadu_ps(w + i + 16 * j));
+            __m512 small = below ? size : edge, large = below ? edge : size;
+            set |= (uint64_t)_mm512_cmp_ps_mask(small, large, _CMP_LE_OQ) << (16 * j);
+        }
+        _mm512_storeu_si512(out + i, _mm512_maskz_set1_epi8(set, 1));
+    }
+#endif
+    for (; i < n; i++) out[i] = below ? fabsf(w[i]) <= h : fabsf(w[i]) >= h;
+}
+
+/* The mask of a tile as it is held, a byte an element; NULL if none is. */
+static const uint8_t *held(const Mask *mask, uint8_t *out, Tile tile) {
+    if (mask->at == NULL || mask->form == BYTES)
+        return mask->at == NULL ? NULL : mask->at + tile.at;
+    const uint8_t *bits = mask->at + tile.at / 8;
+#ifdef __AVX512BW__
+    if (tile.n == TILE) {
+        for (int i = 0; i < TILE; i += 64) {
+            uint64_t word;
+            memcpy(&word, bits + i / 8, 8);
+            _mm512_storeu_si512(out + i, _mm512_maskz_set1_epi8(word, 1));
+        }
+        return out;
+    }
+#endif
+    for (int i = 0; i < (tile.n + 7) / 8; i++) {
+        uint64_t one = (bits[i] * 0x0101010101010101u) & 0x8040201008040201u;
+        one = ((one + 0x7F7F7F7F7F7F7F7Fu) >> 7) & 0x0101010101010101u;
+        for (int j = 0; j < 8; j++) out[8 * i + j] = (uint8_t)(one >> (8 * j));
+    }
+    return out;
+}
+
+static void hold(const Mask *mask, uint8_t *live, Tile tile) {
+    if (mask->at == NULL)
+        return;
+    if (mask->form == BYTES) {
+        memcpy(mask->at + tile.at, live, (size_t)tile.n);
+        return;
+    }
+    int i = 0;
+#ifdef __AVX512BW__
+    for (; 8 * i + 64 <= tile.n; i += 8) {
+        __m512i bytes = _mm512_loadu_si512(live + 8 * i);
+        uint64_t set = _mm512_test_epi8_mask(bytes, bytes);
+        memcpy(mask->at + tile.at / 8 + i, &set, 8);
+    }
+#endif
+    for (int j = tile.n; j % 8 != 0; j++) live[j] = 0;
+    for (; i < (tile.n + 7) / 8; i++) {
+        uint64_t eight = 0;
+        for (int j = 0; j < 8; j++) eight |= (uint64_t)live[8 * i + j] << (8 * j);
+        mask->at[tile.at / 8 + i] = (uint8_t)((eight * 0x0102040810204080u) >> 56);
+    }
+}
+
+#endif

@@ -13,8 +13,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from launchers.expand import cells_of
-from launchers.repository import read_once
 from zolab import compose
+from zolab.compose.repository import read_once
 from zolab.config import CONF_DIR
 from zolab.errors import UserError
 

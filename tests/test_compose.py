@@ -414,6 +414,15 @@ def test_profile_can_be_chosen_as_launcher(tmp_path: Path) -> None:
         compose.register_profiles(tmp_path)
 
 
+def test_a_composition_leaves_nothing_behind_for_the_next() -> None:
+    """Files are read once a process; what overrides do to a config must not reach the next."""
+    plain = [compose.compose(), compose.compose(["experiment=masks"])]
+    compose.compose(["seed=7", "run_root=elsewhere", "+new=1", "train.steps=3"])
+    compose.compose(["experiment=masks", "model.autocast=float32", "seed=9"])
+    compose.compose(["experiment=demo"])
+    assert [compose.compose(), compose.compose(["experiment=masks"])] == plain
+
+
 def test_value_overrides_reach_keys_the_yaml_does_not_spell_out() -> None:
     assert compose.prepare_overrides(
         ["model.config.dropout=0.1", "optimizer=mezo", "~sparsity"]

@@ -61,7 +61,9 @@ FLOORS = {
 #: What analysis and launchers may use of zolab besides floor -1.
 ALLOWED = {
     "analysis": {"zolab.tracking.wandb_file"},
-    "launchers": {"zolab.run", "zolab.compose", "zolab.verbs.common"},
+    "launchers": {
+        *("zolab.run", "zolab.compose", "zolab.compose.repository", "zolab.verbs.common"),
+    },
 }
 #: package -> module prefixes that may import it.
 HOMES = {

@@ -50,9 +50,9 @@ class ZolabSweeper(Sweeper):
                 exception into status 1.
         """
         from launchers.expand import cells_of
-        from launchers.repository import read_once
         from launchers.sweep import launch
         from zolab import compose
+        from zolab.compose.repository import read_once
 
         loader = read_once(self.context.config_loader)
         with compose.looked_at_once():

@@ -13,7 +13,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 from launchers.expand import cells_of, expand
-from launchers.repository import read_once
+from zolab.compose.repository import read_once
 from zolab.errors import UserError
 
 FILES = {
@@ -252,8 +252,10 @@ def test_files_read_once_compose_the_same(conf, monkeypatch):
             loader = prepare(GlobalHydra.instance().hydra.config_loader)
             master = hydra.compose("config", ["experiment=blocks"], return_hydra_config=True)
             # twice: what the first composition did to a file's config would show in the second
-            texts = [["optimizer=adamw", "+sparsity@other=small_weights"], ["optimizer=mezo"]] * 2
-            return [loader.load_sweep_config(master, text) for text in texts], list(reads)
+            first = ["optimizer=adamw", "+sparsity@other=small_weights", "seed=7", "train.steps=3"]
+            texts = [first, ["optimizer=mezo"]] * 2
+            found = [loader.load_sweep_config(master, text) for text in texts]
+            return found, [name for name in reads if name in FILES]
 
     plain, often = configs(lambda loader: loader)
     once, seldom = configs(read_once)

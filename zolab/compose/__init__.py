@@ -76,10 +76,15 @@ def compose(
         hydra.errors.HydraException: unknown group, option or key.
     """
     import hydra
+    from hydra.core.global_hydra import GlobalHydra
+
+    from zolab.compose.repository import read_once
 
     prepare_hydra()
     folder = Path(config_dir or CONF_DIR).resolve()
     with hydra.initialize_config_dir(str(folder), version_base="1.3", job_name="zolab"):
+        if folder == CONF_DIR.resolve():  # files of this package
+            read_once(GlobalHydra.instance().hydra.config_loader, folder)
         return hydra.compose(config_name, overrides=list(overrides))
 
 

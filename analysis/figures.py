@@ -21,6 +21,8 @@ from analysis.tables import metric_name, scale
 from zolab.tracking.schema import BACKPROP_FORWARDS
 
 _AXIS = "forwards_total"
+#: Letters of a legend that fit in an inch.
+_LETTERS = 14.0
 #: Metadata that would differ between two times of drawing.
 _METADATA: dict[str, dict[str, Any]] = {
     "svg": {"Date": None},
@@ -79,9 +81,11 @@ def static_figures(groups: Sequence[Group], colour: dict[str, str]) -> dict[str,
                 for panel in panels
                 for handle, text in zip(*panel.get_legend_handles_labels(), strict=True)
             }
+            widest = max((len(text) for text in handles), default=1)
             figure.legend(
                 list(handles.values()), list(handles), loc="outside lower center",
-                ncols=2 + columns, frameon=False, fontsize=8,
+                ncols=max(1, min(2 + columns, int(size[0] * _LETTERS / (widest + 6)))),
+                frameon=False, fontsize=8,
             )  # fmt: skip
             for kind, metadata in _METADATA.items():
                 buffer = io.BytesIO()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -71,7 +72,10 @@ def compare(
         times_to_target(group, m, axis, target) + [math.inf] * (len(m.unfinished) * strict)
         for m in (method, base)
     )
-    return stats.speedup(own, other, budget)
+    result = stats.speedup(own, other, budget)
+    if method is base:  # 1 by definition: seeds drawn twice would give it an interval
+        return replace(result, low=math.nan, high=math.nan)
+    return result
 
 
 def csv_rows(groups: Sequence[Group]) -> list[dict[str, Any]]:

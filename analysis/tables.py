@@ -14,7 +14,7 @@ from zolab.tracking.schema import BACKPROP_FORWARDS
 #: Printed under every table in which methods are compared by forwards.
 FORWARDS_NOTE = (
     "Forwards are forward passes on one mini-batch; one back-propagation step counts "
-    f"{BACKPROP_FORWARDS} of them (schema.BACKPROP_FORWARDS)."
+    f"{BACKPROP_FORWARDS} of them."
 )
 #: Metrics between 0 and 1 that are printed as percentages.
 _SHARES = frozenset({"accuracy", "f1", "exact_match"})

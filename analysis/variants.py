@@ -122,7 +122,9 @@ def _label(name: str, row: Row, keys: Sequence[str], *, absent: bool = False) ->
     """The name and the row's value of each key; keys it lacks are told only with `absent`."""
     parts = [name]
     for key in keys:
-        if row[key]:
+        if row[key] in ("true", "false"):
+            parts.append(("" if row[key] == "true" else "no ") + _short(key, keys))
+        elif row[key]:
             parts.append(f"{_short(key, keys)} {_last_word(row[key], key)}")
         elif absent:
             parts.append(f"no {_short(key, keys)}")

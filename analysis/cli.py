@@ -82,6 +82,11 @@ def report(argv: Sequence[str]) -> int:
         "of its way there, or absolute:0.8",
     )
     parser.add_argument(
+        "--metric",
+        metavar="NAME",
+        help="what to compare, of what was logged on dev: accuracy (default), f1, loss, …",
+    )
+    parser.add_argument(
         "--publish",
         metavar="PROJECT",
         help="also make a W&B report in this project (needs wandb-workspaces and a login)",
@@ -99,6 +104,7 @@ def report(argv: Sequence[str]) -> int:
             source=args.source,
             baseline=args.baseline,
             target=target,
+            metric=args.metric,
             watch=reading.show,
         )
     print(result.text, end="")

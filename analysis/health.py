@@ -17,7 +17,8 @@ from zolab.tracking.health import Health, assess
 COLUMNS = (
     "run_id", "model", "task", "optimizer", "sparsity", "lr", "eps", "seed", "state", "num_rows",
     "zero_share", "signal", "loss_noise", "signal_to_noise", "signal_steps", "eps_rounding",
-    "moved_share", "change", "change_error", "diverged", "advice_lr", "advice_eps", "warnings",
+    "step_rounding", "moved_share", "change", "change_error", "diverged", "advice_lr",
+    "advice_eps", "warnings",
 )  # fmt: skip
 _MAX_ROWS = 2000
 

@@ -92,7 +92,7 @@ class Group:
 
 
 def group_runs(
-    runs: Runs, baseline: str | None = None, target: Target = FINAL
+    runs: Runs, baseline: str | None = None, target: Target = FINAL, metric: str | None = None
 ) -> tuple[list[Group], list[str]]:
     """Sort runs into models × tasks × methods.
 
@@ -100,12 +100,14 @@ def group_runs(
         runs: what a reader returned.
         baseline: label of the method to compare with; None means "mezo" where it was run.
         target: rule for the level of time-to-target tables.
+        metric: what to compare, e.g. "f1", where a group logged it; None means accuracy, or what
+            there is.
 
     Returns:
         The groups that have a finished run, by model and task, and sentences for the notes.
 
     Raises:
-        UserError: no finished run at all, or the named baseline was not run.
+        UserError: no finished run at all, or the named baseline or metric was not run.
     """
     table = runs.runs
     if not (table["state"] == "done").any():
@@ -129,16 +131,25 @@ def group_runs(
             f"--baseline={baseline}: no finished run of that method{hint}; "
             f"there is {', '.join(labels) or 'none that trains'}"
         )
+    logged = {(model, task): _metrics(methods) for model, task, methods in parts}
+    known = sorted(set().union(*logged.values()))
+    if metric is not None and metric not in known:
+        raise UserError(
+            f"--metric={metric}: no finished run logged dev/{metric}{nearest(metric, known)}; "
+            f"there is {', '.join(known) or 'none'}"
+        )
     groups = []
     for model, task, methods in parts:
-        base = chosen[model, task]
+        base, own = chosen[model, task], logged[model, task]
+        if metric is not None and metric not in own:
+            notes.append(f"{model} on {task}: no dev/{metric}; compared by {_metric(own)}")
         if base is None:
             missing = baseline or DEFAULT_BASELINE
             notes.append(
                 f"{model} on {task}: no one finished method is called {missing}: no speedup"
             )
         methods.sort(key=lambda m, base=base: (_rank_in_table(m, base), m.label))
-        groups.append(Group(model, task, _metric(methods), tuple(methods), base, target))
+        groups.append(Group(model, task, _metric(own, metric), tuple(methods), base, target))
     return groups, notes
 
 
@@ -161,9 +172,14 @@ def _rank_in_table(method: Method, baseline: Method | None) -> int:
     return 0 if method.zero_shot else 1 if method is baseline else 3 if method.first_order else 2
 
 
-def _metric(methods: list[Method]) -> str:
-    """What to compare: accuracy if it was logged, else the first other dev key, else the loss."""
-    names = {key.removeprefix("dev/") for m in methods for curve in m.done for key in curve.dev}
+def _metrics(methods: list[Method]) -> set[str]:
+    return {key.removeprefix("dev/") for m in methods for curve in m.done for key in curve.dev}
+
+
+def _metric(names: set[str], wanted: str | None = None) -> str:
+    """The wanted one, else accuracy if it was logged, else the first other key, else the loss."""
+    if wanted in names:
+        return wanted
     if "accuracy" in names:
         return "accuracy"
     return min(names - {"loss"}, default="loss")

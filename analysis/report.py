@@ -41,6 +41,7 @@ def build(
     source: str = "local",
     baseline: str | None = None,
     target: Target = FINAL,
+    metric: str | None = None,
     watch: Watch | None = None,
 ) -> ReportResult:
     """Read the runs and write the report: Markdown, LaTeX, CSVs, figures and a page.
@@ -53,14 +54,15 @@ def build(
         source: "local", "wandb" (the offline `.wandb` files alone) or "online".
         baseline: label of the method to compare with; None means "mezo" where it was run.
         target: rule for the level of time-to-target tables.
+        metric: see `methods.group_runs`.
         watch: told of every log that has been read.
 
     Raises:
-        UserError: no run, no finished run, an unknown source or baseline, or `out` cannot be
-            written. Nothing is written then.
+        UserError: no run, no finished run, an unknown source, baseline or metric, or `out` cannot
+            be written. Nothing is written then.
     """
     logs = read(runs, source, watch=watch)
-    groups, notes = group_runs(logs, baseline, target)
+    groups, notes = group_runs(logs, baseline, target, metric)
     report = contents(groups, logs, [*logs.notes, *notes, *_without_target(groups)])
     colour = plots.colours(groups)
     drawn = figures.static_figures(groups, colour)

@@ -89,10 +89,25 @@ def test_eps_below_the_grid_of_the_weights() -> None:
     assert assess(data, eps=1e-3, dtype="float32").signs == ()
 
 
+def test_updates_below_the_grid_of_the_weights() -> None:
+    """lr 1e-12 with coefficients of 20 on weights of size 0.1 in float32, 1.2e-8 apart."""
+    more: dict[str, Any] = {"model/weight_rms": [0.1] * 60, "zo/projected_grad": [20.0, -20.0] * 30}
+    found = assess(columns(falling(), **more, **{"train/lr": [1e-12] * 60}), eps=1e-3)
+    assert found.step_rounding == pytest.approx(2e-11 / (0.1 * 2.0**-23))
+    assert (found.signs, found.lr) == (("step_lost",), "up")
+    assert assess(columns(falling(), **more, **{"train/lr": [1e-6] * 60}), eps=1e-3).signs == ()
+    # 16-bit weights are rounded stochastically: small steps count on average.
+    half = assess(columns(falling(), **more, **{"train/lr": [1e-12] * 60}), eps=1.0,
+                  dtype="bfloat16")  # fmt: skip
+    assert "step_lost" not in half.signs
+
+
 def test_little_is_said_of_few_rows_and_dev_counts_before_batches() -> None:
     assert assess(columns(falling(MIN_ROWS - 1), gap=1e-7), eps=1e-3).warnings == ()
     flat = columns(falling(slope=0.0), **{"dev/loss": [1.0, *[None] * 58, 0.7]})
     assert assess(flat, eps=1e-3).signs == ()
+    begun = columns(falling(), **{"zo/moved_share": [0.0, *[None] * 59]})  # before any step
+    assert assess(begun, eps=1e-3).signs == ()
 
 
 # --- in a run ------------------------------------------------------------------------------------

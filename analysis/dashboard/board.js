@@ -76,6 +76,7 @@
     const room = (place.clientWidth || 1100) - Math.min(320, 0.4 * (place.clientWidth || 1100));
     const size = Math.max(13, Math.min(28, Math.floor(room / data.columns.length) - 2));
     box.style.setProperty("--size", `${size}px`);
+    box.style.setProperty("--names", `${Math.max(180, (place.clientWidth || 1100) - 30 - data.columns.length * (size + 2))}px`);
     box.style.gridTemplateColumns = `minmax(90px, max-content) repeat(${data.columns.length}, ${size}px)`;
     for (let from = 0; from < data.columns.length; ) {
       const [model, task] = data.columns[from];
@@ -94,7 +95,10 @@
       box.append(node);
     });
     data.rows.forEach((name, i) => {
-      const node = make("div", "name", name);
+      // The rate stands at the end of a long name and tells its rows apart: it is never cut off.
+      const cut = Math.max(name.lastIndexOf(", lr "), 0) || name.length;
+      const node = make("div", "name");
+      node.append(make("span", "method", name.slice(0, cut)), make("span", "rate", name.slice(cut)));
       node.title = name;
       node.style.gridRow = i + 3;
       box.append(node);

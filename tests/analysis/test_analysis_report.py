@@ -324,6 +324,8 @@ def test_bad_input_is_named(both: Path, tmp_path: Path) -> None:
         UserError, match=r"--baseline=mezzo.*did you mean 'mezo'.*there is mezo, mezo"
     ):
         build(both, out, baseline="mezzo")
+    with pytest.raises(UserError, match=r"--metric=acuracy: .*'accuracy'.*there is accuracy, loss"):
+        build(both, out, metric="acuracy")
     unfinished = _runs(tmp_path / "runs", [(synth.config(), synth.rows([0.5, 0.6]))])
     with pytest.raises(
         UserError, match=r"no finished run among 1: 00 \(unfinished, step 10 of 40\)"
@@ -339,6 +341,12 @@ def test_bad_input_is_named(both: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"required: --out"):
         report([str(both)])
     assert not out.exists()
+
+
+def test_a_named_metric_is_what_the_tables_compare(both: Path, tmp_path: Path) -> None:
+    text = build(both, tmp_path, metric="loss").text
+    assert "test loss (nats)" in text
+    assert "accuracy" not in text.split("Cost of")[0].splitlines()[1]
 
 
 def test_no_baseline_is_only_a_note(tmp_path: Path) -> None:

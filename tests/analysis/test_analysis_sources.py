@@ -14,9 +14,11 @@ import analysis_synth as synth
 import polars as pl
 import pytest
 
+from analysis.publish import publish
 from analysis.reading import folders, offline
 from analysis.reading.cache import FOLDER
 from analysis.reading.online import read_online
+from analysis.report import build
 from analysis.runs import Runs, read_local, read_wandb
 from zolab.errors import UserError
 from zolab.tracking import wandb_file
@@ -175,3 +177,28 @@ def test_an_unknown_project_is_one_line() -> None:
 
     with pytest.raises(UserError, match=r"^wandb project 'me/x': could not find project$"):
         read_online("me/x", [], api=SimpleNamespace(runs=refuse))
+
+
+def test_the_wandb_report_holds_every_table(both: Path, tmp_path: Path) -> None:
+    """A fake of the package's classes as it has them: blocks are made, the report saved once."""
+    saved: list[Any] = []
+
+    class Report(SimpleNamespace):
+        def save(self) -> None:
+            saved.append(self)
+            self.url = "https://wandb.example/r"
+
+    package = SimpleNamespace(Report=Report, MarkdownBlock=SimpleNamespace)
+    made = build(both, tmp_path).contents
+    assert publish(made, "me/zolab", "title", package) == "https://wandb.example/r"
+    (sent,) = saved
+    assert (sent.entity, sent.project, sent.title) == ("me", "zolab", "title")
+    num_tables = len(made.mains) + sum(map(len, made.details)) + len(made.overall)
+    assert len(sent.blocks) == num_tables + bool(made.notes)
+    assert "| mezo |" in sent.blocks[0].text
+
+    def refuse(**_: Any) -> None:
+        raise ValueError("not\nlogged in")
+
+    with pytest.raises(UserError, match=r"^--publish=zolab: not logged in$"):
+        publish(made, "zolab", "title", SimpleNamespace(Report=refuse, MarkdownBlock=dict))

@@ -21,6 +21,7 @@ _ZERO_SHARE = 0.05
 _SIGNAL_STEPS = 16.0  # steps of the loss's own float32 grid
 _LOCAL = 0.5  # |L+ - L-| beyond half the loss is no finite difference any more
 _MOVED = 0.02
+_STEP = 0.1  # rounding steps: even five standard deviations of z are rounded away
 _FAR = 3.0  # standard errors that count as a change
 
 
@@ -38,6 +39,8 @@ class Health:
         signal_steps: signal in steps of the float32 grid at the size of the loss.
         eps_rounding: eps over the spacing of the stored weights at their root mean square: how
             many grid steps a typical perturbation moves a typical weight.
+        step_rounding: the same for a step: lr times the coefficient over that spacing; None for
+            16-bit weights, whose updates are rounded stochastically.
         moved_share: share of weights whose stored value is not the one the run began with.
         change: mean training loss of the last third of the rows minus that of the first, nats.
         change_error: standard error of `change` from the batch noise, nats.
@@ -55,6 +58,7 @@ class Health:
     signal_to_noise: float | None = None
     signal_steps: float | None = None
     eps_rounding: float | None = None
+    step_rounding: float | None = None
     moved_share: float | None = None
     change: float | None = None
     change_error: float | None = None
@@ -86,7 +90,9 @@ def assess(
     signal = statistics.median(gaps) if gaps else None
     noise = _noise(finite)
     level = statistics.median(finite) if finite else None
-    rms, moved = _last(columns, "model/weight_rms"), _last(columns, "zo/moved_share")
+    rms = _last(columns, "model/weight_rms")
+    # Of the first row, before any step, nothing has moved yet and nothing follows from it.
+    moved = _last({"later": columns.get("zo/moved_share", ())[1:]}, "later")
     change, error = _change(finite, noise)
     worse = _dev_rise(columns, noise)
     not_finite = not math.isfinite(losses[-1]) or not finite
@@ -101,6 +107,7 @@ def assess(
         signal_to_noise=_ratio(signal, noise),
         signal_steps=_ratio(signal, level and abs(level) * SPACING["float32"]),
         eps_rounding=_ratio(eps, rms and rms * SPACING.get(dtype, SPACING["float32"])),
+        step_rounding=_step_rounding(columns, rms, dtype),
         moved_share=moved,
         change=change,
         change_error=error,
@@ -148,6 +155,12 @@ def _judged(found: Health, level: float | None, nonfinite: float, fallen: bool) 
             "try a smaller optimizer.eps"
         )
         eps = "down"
+    if found.step_rounding is not None and found.step_rounding < _STEP and not lr:
+        said["step_lost"] = (
+            f"a step moves a typical weight by {found.step_rounding:.2g} of its rounding step: "
+            "updates are rounded away; try a higher optimizer.lr"
+        )
+        lr = "up"
     if found.moved_share is not None and found.moved_share < _MOVED and not lr:
         said["not_moved"] = (
             f"{found.moved_share:.1%} of the weights have moved: updates are rounded away or "
@@ -180,6 +193,18 @@ def _ratio(value: float | None, unit: float | None) -> float | None:
     return None if value is None or not unit else value / unit
 
 
+def _step_rounding(
+    columns: Mapping[str, Sequence[float | None]], rms: float | None, dtype: str
+) -> float | None:
+    """Median of lr * |projected_grad|, which moves a weight where z is 1, in rounding steps."""
+    if dtype not in ("float32", "float64") or not rms:
+        return None
+    pairs = zip(columns.get("train/lr", ()), columns.get("zo/projected_grad", ()))  # noqa: B905
+    steps = [lr * abs(c) for lr, c in pairs if lr is not None and c is not None]
+    steps = [step for step in steps if math.isfinite(step)]
+    return statistics.median(steps) / (rms * SPACING[dtype]) if steps else None
+
+
 def _noise(losses: Sequence[float]) -> float | None:
     """Batch noise without the trend: from differences of neighbours."""
     if len(losses) < 3:
@@ -209,4 +234,5 @@ def _dev_rise(columns: Mapping[str, Sequence[float | None]], noise: float | None
 COLUMNS = (
     "train/loss", "train/loss_plus", "train/loss_minus", "zo/zero_coefficient_share",
     "zo/zero_share", "zo/nonfinite_total", "zo/moved_share", "model/weight_rms", "dev/loss",
+    "train/lr", "zo/projected_grad",
 )  # fmt: skip

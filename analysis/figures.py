@@ -128,6 +128,9 @@ def _speedups(group: Group) -> list[tuple[str, stats.Speedup]]:
 def _speedup(panel: Any, group: Group, colour: dict[str, str]) -> None:
     """Points with intervals on a logarithmic axis; a miss is said in words."""
     results = _speedups(group)
+    ratios = [r.high if math.isfinite(r.high) else r.ratio for _, r in results]
+    finite = [ratio for ratio in ratios if math.isfinite(ratio) and ratio > 0]
+    left, right = 0.25, max(4.0, 1.3 * max(finite, default=1.0))
     names = []
     for row, (label, result) in enumerate(results):
         ink = colour[label]
@@ -135,15 +138,20 @@ def _speedup(panel: Any, group: Group, colour: dict[str, str]) -> None:
         if not (math.isfinite(result.ratio) and result.ratio > 0):
             panel.text(1.0, row, f" {speedup.ratio_text(result)}", color=ink, va="center")
             continue
-        if math.isfinite(result.low) and math.isfinite(result.high):
-            low = result.low if result.low > 0 else result.ratio / 100
-            panel.plot([low, result.high], [row, row], color=ink, linewidth=2)
+        if not math.isnan(result.low):
+            # An end beyond the axis (a miss, or a baseline that misses) is an arrow at its edge.
+            low, high = max(result.low, left), min(result.high, right)
+            panel.plot([low, high], [row, row], color=ink, linewidth=2)
+            for end, mark, beyond in (
+                (low, "<", result.low < left),
+                (high, ">", result.high > right),
+            ):
+                if beyond:
+                    panel.plot([end], [row], color=ink, marker=mark, markersize=8, clip_on=False)
         panel.plot([result.ratio], [row], color=ink, marker="o", linestyle="none")
     panel.set_xscale("log", base=2)
     panel.xaxis.set_major_formatter(lambda value, _: f"{value:g}×")
-    ratios = [r.high if math.isfinite(r.high) else r.ratio for _, r in results]
-    finite = [ratio for ratio in ratios if math.isfinite(ratio) and ratio > 0]
-    panel.set_xlim(0.25, max(4.0, 1.3 * max(finite, default=1.0)))
+    panel.set_xlim(left, right)
     panel.axvline(1.0, color="#8a8f98", linestyle=":", linewidth=1.2)
     panel.set_yticks(range(len(names)), names)
     panel.set_ylim(len(names) - 0.5, -0.5)
@@ -178,8 +186,12 @@ def _profile(panel: Any, tasks: across.TaskSet, colour: dict[str, str]) -> None:
     labels, costs = across.profile_costs(tasks)
     factors = np.geomspace(1.0, 16.0, 129)
     shares = aggregate.performance_profile(costs, factors)
-    for label, share in zip(labels, shares, strict=True):
-        panel.step(factors, share, where="post", color=colour[label], label=_escape(label))
+    for number, (label, share) in enumerate(zip(labels, shares, strict=True)):
+        # Curves of few tasks often lie on one another: those below are wider, so that they show.
+        width = 1.6 + 3.0 * (1.0 - (number + 1) / len(labels))
+        panel.step(
+            factors, share, where="post", color=colour[label], label=_escape(label), linewidth=width
+        )
     panel.set_xscale("log", base=2)
     panel.xaxis.set_major_formatter(lambda value, _: f"{value:g}×")
     panel.set_ylim(-0.02, 1.02)

@@ -270,6 +270,18 @@ def test_leftovers_of_killed_writers_are_swept(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == [".status.json-2.tmp", "claim"]
 
 
+def test_what_was_left_before_the_claim_goes_with_the_end_of_the_run(tmp_path):
+    """Even within the lease; what is written meanwhile, by whomever, stays."""
+    old, fresh = tmp_path / ".status.json-old.tmp", tmp_path / ".status.json-fresh.tmp"
+    old.touch()
+    with ledger.acquire(tmp_path) as claim:
+        assert old.exists(), "its writer may still be at it"
+        age(old, 1.0)
+        fresh.touch()
+        claim.tidy()
+        assert (old.exists(), fresh.exists()) == (False, True)
+
+
 def test_attempts_are_numbered(tmp_path):
     assert [ledger.next_attempt(tmp_path).name for _ in range(3)] == ["1", "2", "3"]
     assert (tmp_path / "attempts" / "3").is_dir()

@@ -114,6 +114,7 @@ def _attempt(folder: Path, claim: Claim, ranks: Ranks | None = None) -> dict[str
         claim.check()
         write_json(folder / "result.json", result)
         write_status(folder, "done", attempt=number)
+        claim.tidy()
         job.checkpoints.remove()
         Work(cell, folder, str(number)).clear(all_attempts=True)
         return result

@@ -39,6 +39,9 @@ def test_warned_of_its_limit_a_cell_saves_and_goes_on_in_a_fresh_job(
     status = ledger.read_status(folder)
     assert "stopped by SIGUSR2 after step" in status["error"]
     assert "TimeLimit=00:01:00" in shown(status["job_id"])
+    # else each attempt is warned in its first half minute, and a slow machine gets nowhere in that
+    more = ["scontrol", "update", f"JobId={status['job_id']}", "TimeLimit=9"]
+    wait_until(lambda: subprocess.run(more, capture_output=True).returncode == 0)
     wait_until(lambda: ledger.state_of(folder) == "done", 240)
     result = ledger.read_json(folder / "result.json")
     assert result["num_attempts"] >= 2

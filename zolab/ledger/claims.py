@@ -162,6 +162,12 @@ class Claim:
             over.set()
             thread.join()
 
+    def tidy(self) -> None:
+        """Remove what processes left that were killed while they wrote, before this claim."""
+        made = mtime(self.run_dir / "claim")
+        if made is not None:
+            sweep_temporaries(self.run_dir, made)
+
     def release(self) -> None:
         """Give the cell back. Does nothing if the claim is not ours any more."""
         if read_bytes(self.run_dir / "claim") == self.raw:

@@ -10,7 +10,6 @@ from tests.slurm.chaos import SHORT, chaos
 
 
 @pytest.mark.slurm
-@pytest.mark.slow
 def test_a_disturbed_sweep_equals_an_undisturbed_one(
     slurm_cluster: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

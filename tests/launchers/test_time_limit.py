@@ -13,8 +13,10 @@ from tests.test_resume import exact_rows, journal_text, prepare
 from zolab import compose, ledger
 from zolab.run import run_dir
 
-#: Shortest limit SLURM has, and a warning right at the start: it looks at limits each 30 s.
+#: The shortest limit SLURM has; it looks at limits each 30 s.
 MINUTE = {**CONFIG, "cpus": 1, "gpus": 0, "time_minutes": 1, "signal_seconds": 59}
+#: The warning comes with the first look, long before the end.
+TWO_MINUTES = {**MINUTE, "time_minutes": 2, "signal_seconds": 119}
 LONG_STEPS = 80
 LONG = (f"train.steps={LONG_STEPS}", f"train.eval_every={LONG_STEPS}")
 
@@ -33,12 +35,12 @@ def test_warned_of_its_limit_a_cell_saves_and_goes_on_in_a_fresh_job(
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     folder, whole = prepare(tmp_path / "runs"), prepare(tmp_path / "whole")
     run_dir(whole)
-    done = launch([compose.read_cell(folder)], MINUTE, {}, function="paced_cells:run")
+    done = launch([compose.read_cell(folder)], TWO_MINUTES, {}, function="paced_cells:run")
     assert done.exit_code == 0
-    wait_until(lambda: ledger.state_of(folder) == "preempted", 60)
+    wait_until(lambda: ledger.state_of(folder) == "preempted", 110)
     status = ledger.read_status(folder)
     assert "stopped by SIGUSR2 after step" in status["error"]
-    assert "TimeLimit=00:01:00" in shown(status["job_id"])
+    assert "TimeLimit=00:02:00" in shown(status["job_id"])
     # else each attempt is warned in its first half minute, and a slow machine gets nowhere in that
     more = ["scontrol", "update", f"JobId={status['job_id']}", "TimeLimit=9"]
     wait_until(lambda: subprocess.run(more, capture_output=True).returncode == 0)

@@ -24,12 +24,11 @@ from tests.test_resume import prepare
 from zolab import compose, ledger
 
 CELLS = Path(__file__).resolve().parents[1] / "launchers"
-STEPS = 10
 
 
-def measure(root: Path, cells: int, parallel: int) -> dict[str, float]:
+def measure(root: Path, cells: int, parallel: int, steps: int) -> dict[str, float]:
     """Seconds: of the sweep, of its cells together, and of their parts (medians)."""
-    folders = [prepare(root, f"train.steps={STEPS}", f"seed={seed}") for seed in range(cells)]
+    folders = [prepare(root, f"train.steps={steps}", f"seed={seed}") for seed in range(cells)]
     launcher = {
         "kind": "slurm", "cpus": 1, "gpus": 0, "time_minutes": 10, "array_parallelism": parallel,
     }  # fmt: skip
@@ -58,6 +57,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cells", type=int, default=12)
     parser.add_argument("--parallel", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=9, help="with a pause of 1.5 s after each")
     asked = parser.parse_args()
     if asked.cells % asked.parallel:
         parser.error("--cells: a multiple of --parallel, else places stay empty in the end")
@@ -68,7 +68,7 @@ def main() -> int:
     os.environ.update(OMP_NUM_THREADS="1", PYTHONPATH=os.pathsep.join(path))
     with private_slurm() as environment, tempfile.TemporaryDirectory() as folder:
         os.environ.update(environment)
-        found = measure(Path(folder), asked.cells, asked.parallel)
+        found = measure(Path(folder), asked.cells, asked.parallel, asked.steps)
     print(
         f"{asked.cells} cells, {asked.parallel} at a time: {found['sweep']:.1f} s for "
         f"{found['cells']:.1f} s of cells; overhead {found['overhead']:.3f}\n"

@@ -132,6 +132,18 @@ class TestBuild:
             native.fill("gauss", torch.zeros(3), 1, 2)
         assert not caplog.records
 
+    def test_what_the_kernels_are_not_for_is_told_once(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        native._tell_once.cache_clear()
+        for weight in (torch.ones(8, dtype=torch.float8_e5m2), torch.ones(8, device="meta")):
+            assert not native.handles("gauss", weight)
+            assert not native.handles("gauss8", weight)
+        told = [record.getMessage() for record in caplog.records]
+        assert len(told) == 2
+        assert "torch.float8_e5m2 on cpu goes by plain torch" in told[0]
+        assert "torch.float32 on meta" in told[1]
+
     @needs_compiler
     def test_users_own_compiler_comes_first(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -10,6 +10,7 @@ subnormals, threads other than the caller's under `torch.set_flush_denormal(True
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import threading
@@ -69,15 +70,19 @@ def available() -> bool:
 
 def handles(kind: str | None, tensor: Tensor) -> bool:
     """Whether the kernels can work on this tensor: a noise they know, contiguous, CPU, a dtype of
-    weights, and no subclass that intercepts operations. Builds on the first call that asks."""
-    return (
-        kind in _KINDS
-        and type(tensor) in (Tensor, torch.nn.Parameter)
-        and tensor.device.type == "cpu"
-        and tensor.dtype in _DTYPES
-        and tensor.is_contiguous()
-        and available()
-    )
+    weights, and no subclass that intercepts operations. Builds on the first call that asks, and
+    says once of each device and dtype that plain torch is used for it."""
+    if kind not in _KINDS or type(tensor) not in (Tensor, torch.nn.Parameter):
+        return False
+    known = tensor.device.type == "cpu" and tensor.dtype in _DTYPES
+    if not known:
+        _tell_once(tensor.device.type, tensor.dtype)
+    return known and tensor.is_contiguous() and available()
+
+
+@functools.cache
+def _tell_once(device: str, dtype: torch.dtype) -> None:
+    _LOG.warning("native kernels are for CPU weights: %s on %s goes by plain torch", dtype, device)
 
 
 def fill(kind: str, out: Tensor, seed: int, pid: int, offset: int = 0, stream: int = 0) -> None:

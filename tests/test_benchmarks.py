@@ -183,7 +183,9 @@ def test_small_parts_measure_what_they_say(tmp_path):
     rows = rows_of(tmp_path / "f.json", "forward", "--model", "tiny", "--rounds", "1")
     assert {row["trick"] for row in rows} >= {"scored positions only", "both signs in one batch"}
 
-    rows = rows_of(tmp_path / "l.json", "logging", "--steps", "40", "--wandb", "off")
+    rows = rows_of(
+        tmp_path / "l.json", "logging", "--steps", "40", "--wandb", "off", "--pause", "0"
+    )
     assert [row["part"] for row in rows][-2:] == ["metrics row", "all"]
     assert rows[-1]["microseconds_a_step"] == pytest.approx(
         sum(row["microseconds_a_step"] for row in rows[:-1]), abs=0.05

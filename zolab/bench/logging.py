@@ -3,6 +3,8 @@
 The objects of a run, with the calls that the training loop makes after each step: the journal's
 row, a look at the claim (each time, as on a slow step; a quick one looks less often), counters,
 progress, heartbeat; and every `--log-every` steps a row of metrics.jsonl and of wandb's file.
+Between two steps nothing is done for `--pause` seconds, as if a step were so quick: rows without
+any pause would measure how fast wandb's own process takes them.
 """
 
 from __future__ import annotations
@@ -29,8 +31,9 @@ from zolab.tracking.wandb import WandbMirror
 def main(argv: list[str] | None = None) -> int:
     """Measure every part; print the table and write the file."""
     parser = common.parser("logging", __doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--log-every", type=int, default=10)
+    parser.add_argument("--pause", type=float, default=0.01, help="seconds between two steps")
     parser.add_argument(
         "--wandb", choices=("offline", "off"), default="offline", help="mirror to wandb's own file"
     )
@@ -71,6 +74,7 @@ def _measure(args: Any, folder: Path, attempt: Path, claim: Any) -> list[dict[st
             row = {f"perf/{i}": 0.1 * i for i in range(12)}
             row |= {"step": step, "train/loss": loss, "zo/projected_grad": 0.05, "train/lr": 2e-4}
             timed("metrics row", lambda row=row: metrics.write(row))
+        time.sleep(args.pause)
     journal.close()
     metrics.close(0)
     rows = []

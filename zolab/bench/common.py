@@ -65,11 +65,20 @@ SHAPES: dict[str, dict[str, int]] = {
     },
 }
 
+_CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+_clock = time.perf_counter
+
 
 def parser(part: str, description: str) -> Parser:
     """A parser with the arguments that all parts have."""
     out = Parser(prog=f"zolab bench {part}", description=description)
     out.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    out.add_argument(
+        "--clock",
+        choices=_CLOCKS,
+        default="wall",
+        help="cpu: processor time of all threads, for a machine with other work on it",
+    )
     out.add_argument("--threads", type=int, default=cores(), help="default: cores of this process")
     out.add_argument(
         "--json", type=Path, help="file of rows to write, with a table beside it (.md)"
@@ -99,6 +108,10 @@ def settle(args: Any) -> torch.device:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"--device {args.device}: not usable here ({error})") from None
+    if args.clock == "cpu" and device.type != "cpu":
+        raise UserError(f"--clock cpu: does not see what {device} does")
+    global _clock
+    _clock = _CLOCKS[args.clock]
     torch.set_num_threads(args.threads)
     return device
 
@@ -157,12 +170,12 @@ def backends(device: torch.device) -> list[str]:
 
 
 def seconds(work: Callable[[], Any], device: torch.device) -> float:
-    """Time of one call, until the device is done."""
-    begin = time.perf_counter()
+    """Time of one call by the clock chosen, until the device is done."""
+    begin = _clock()
     work()
     if device.type == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter() - begin
+    return _clock() - begin
 
 
 def spread(values: Sequence[float]) -> tuple[float, list[float]]:

@@ -151,7 +151,8 @@ def test_a_model_of_the_hub_streams_from_its_cache(
 def test_from_disk_most_of_the_model_is_never_in_memory(limited: bool, tmp_path: Path) -> None:
     """Peak of anonymous resident memory, whole run, against the model's bytes: at most half.
 
-    Limited: in a control group that gives it no more than that, pages of files included.
+    Limited: in a control group that gives it no more than that, pages of files included. A torch
+    built for CUDA takes nearly half before it begins; there the libraries do not count.
     """
     command = [sys.executable, "-m", "tests.offload_driver", str(tmp_path)]
     command += ["--limit"] if limited else []
@@ -164,7 +165,9 @@ def test_from_disk_most_of_the_model_is_never_in_memory(limited: bool, tmp_path:
         pytest.skip("no control group can be made here")
     assert found["steps"] == 2
     assert found["moved"]
-    assert found["peak_anonymous"] <= 0.5 * found["model_bytes"], found
+    assert found["peak_anonymous"] <= found["imports"] + 0.2 * found["model_bytes"], found
+    if found["imports"] <= 0.3 * found["model_bytes"]:
+        assert found["peak_anonymous"] <= 0.5 * found["model_bytes"], found
 
 
 # -- refusals --------------------------------------------------------------------------------------

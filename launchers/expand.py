@@ -6,8 +6,10 @@ minutes before the first one starts. Here a cell costs a copy of a composed conf
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
+import gc
 import itertools
 import json
 import re
@@ -158,11 +160,24 @@ def cells_of(
         return config
 
     points = expand(arguments, params, grid, is_group)
-    cells = list(compose_points(points, compose, check))
+    with _garbage_left():
+        cells = list(compose_points(points, compose, check))
     for key in ("launcher", "sweep"):
         if any(cell.get(key) != cells[0].get(key) for cell in cells):
             raise UserError(f"{key} differs among the cells; one sweep has one {key} config")
     return cells, [point.label for point in points]
+
+
+@contextlib.contextmanager
+def _garbage_left() -> Iterator[None]:
+    """Look for no cycles meanwhile: configs are many small objects, most of which stay."""
+    looked = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if looked:
+            gc.enable()
 
 
 def _parse_line(arguments: Sequence[str], is_group: Callable[[str], bool]) -> Axes:

@@ -10,7 +10,7 @@ import hydra
 import pytest
 from hydra._internal.config_repository import ConfigRepository
 from hydra.core.global_hydra import GlobalHydra
-from omegaconf import OmegaConf
+from omegaconf import OmegaConf, open_dict
 
 from launchers.expand import cells_of, expand
 from zolab.compose.repository import read_once
@@ -247,14 +247,17 @@ def test_files_read_once_compose_the_same(conf, monkeypatch):
     )
 
     def configs(prepare):
-        reads.clear()
         with hydra.initialize_config_dir(str(conf), version_base="1.3", job_name="test"):
-            loader = prepare(GlobalHydra.instance().hydra.config_loader)
             master = hydra.compose("config", ["experiment=blocks"], return_hydra_config=True)
+            loader = prepare(GlobalHydra.instance().hydra.config_loader)
+            reads.clear()
             # twice: what the first composition did to a file's config would show in the second
             first = ["optimizer=adamw", "+sparsity@other=small_weights", "seed=7", "train.steps=3"]
             texts = [first, ["optimizer=mezo"]] * 2
             found = [loader.load_sweep_config(master, text) for text in texts]
+            for config in found:
+                with open_dict(config):
+                    config.pop("hydra")
             return found, [name for name in reads if name in FILES]
 
     plain, often = configs(lambda loader: loader)

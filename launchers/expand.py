@@ -23,6 +23,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from launchers.halves import in_halves
 from zolab.compose import explain
 from zolab.errors import UserError
 
@@ -114,11 +115,16 @@ def compose_points(
     Raises:
         UserError: a cell that does not compose or is not valid; names the cell.
     """
-    bases: dict[tuple[str, ...], DictConfig | dict[str, Any]] = {}
+
+    def make(overrides: tuple[str, ...]) -> DictConfig | dict[str, Any]:
+        return _simplest(_composed(compose, list(overrides)))
+
+    points = list(points)
+    bases = in_halves(make, list(dict.fromkeys(point.composed for point in points)))
     for point in points:
         try:
             if point.composed not in bases:
-                bases[point.composed] = _simplest(_composed(compose, list(point.composed)))
+                bases[point.composed] = make(point.composed)
             cell = check(_with_values(bases[point.composed], point.values))
         except UserError as error:
             where = f"cell {point.label}: " if point.label else ""

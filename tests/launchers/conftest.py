@@ -11,6 +11,7 @@ import pytest
 
 from launchers.sweep import launch
 from tests.slurm.cluster import private_slurm, what_is_missing
+from zolab import ledger
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -25,7 +26,8 @@ def cell_name(cell) -> str:
 def write_cell(cell) -> Path:
     folder = Path(cell["run_root"]) / cell_name(cell)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(cell))
+    # In one move, as the real store does: another launcher's job may be reading it just now.
+    ledger.write_json(folder / "config.json", cell)
     return folder
 
 

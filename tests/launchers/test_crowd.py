@@ -7,7 +7,7 @@ import multiprocessing
 import time
 
 import pytest
-from test_slurm import CONFIG, quick, wait_until  # noqa: F401
+from test_slurm import CONFIG, quick, wait_done  # noqa: F401
 
 from launchers.submission import Jobs
 from launchers.sweep import launch
@@ -39,7 +39,7 @@ def test_eight_launchers_at_once_queue_and_start_each_cell_once(slurm_cluster, m
     queued = [name for p in jobs.glob("*.json") for name in ledger.read_json(p)["cells"]]
     assert sorted(queued) == sorted(entry.run_id for entry in entries)
     assert not (jobs / "claim").exists()
-    wait_until(lambda: all(ledger.state_of(e.run_dir) == "done" for e in entries), 90)
+    wait_done(entries, 180)
     assert all(len(list((e.run_dir / "attempts").iterdir())) == 1 for e in entries)
 
 
@@ -48,7 +48,7 @@ def test_cells_see_the_gpus_they_asked_for_and_wait_for_them(slurm_cluster, make
     cells = [make_cell(seed, seconds=1.5) for seed in range(9)]
     entries = sweep(cells, {**LAUNCHER, "gpus": 1}).plan.entries
     pair = sweep([make_cell(99)], {**LAUNCHER, "gpus": 2}).plan.entries
-    wait_until(lambda: all(ledger.state_of(e.run_dir) == "done" for e in entries + pair), 90)
+    wait_done(entries + pair, 90)
     found = [ledger.read_json(e.run_dir / "result.json") for e in entries]
     assert {r["gpus"] for r in found} == {"0", "1"}
     assert ledger.read_json(pair[0].run_dir / "result.json")["gpus"] == "0,1"

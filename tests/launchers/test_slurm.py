@@ -24,6 +24,16 @@ def wait_until(condition, seconds: float = 30.0) -> None:
         time.sleep(0.1)
 
 
+def wait_done(entries, seconds: float = 30.0) -> None:
+    """Wait for cells that must all end well; one that ended badly is named at once, with why."""
+    deadline = time.monotonic() + seconds
+    while left := [e for e in entries if ledger.state_of(e.run_dir) != "done"]:
+        told = {e.run_dir.name: ledger.read_status(e.run_dir) for e in left}
+        assert not [t for t in told.values() if t.get("state") == "failed"], told
+        assert time.monotonic() < deadline, f"waited too long for {told}"
+        time.sleep(0.1)
+
+
 @pytest.fixture
 def quick(monkeypatch):
     """Ask SLURM every half second instead of every half minute."""
@@ -43,7 +53,7 @@ def test_array_of_four_gives_results_and_a_mapping(slurm_cluster, make_cell, swe
     array = mapped[0].partition("_")[0]
     assert mapped == [f"{array}_{i}" for i in range(4)]
     assert f"submitted 4 cells as SLURM job {array}, output in " in outcome.text
-    wait_until(lambda: all(ledger.state_of(e.run_dir) == "done" for e in entries))
+    wait_done(entries)
     found = [ledger.read_json(e.run_dir / "result.json") for e in entries]
     assert [r["seed"] for r in found] == [0, 1, 2, 3]
     status = ledger.read_status(entries[2].run_dir)

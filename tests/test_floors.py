@@ -74,6 +74,7 @@ HOMES = {
     "transformers": ("zolab.models", "zolab.integrations"),
     "peft": ("zolab.models.tuning",),
     "datasets": ("zolab.data",),
+    "triton": ("zolab.optim.triton",),
     "submitit": ("launchers",),
     "polars": ("analysis",),
     "plotly": ("analysis",),

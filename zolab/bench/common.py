@@ -22,7 +22,7 @@ from zolab.errors import UserError
 from zolab.models.load import DTYPES
 from zolab.models.shapes import auto_class, shape_config
 from zolab.objectives import Batch, Candidate, Encoded, collate
-from zolab.optim import native
+from zolab.optim import fast
 from zolab.verbs.common import Parser
 
 __all__ = ["DTYPES", "SHAPES", "Parser"]
@@ -64,6 +64,10 @@ SHAPES: dict[str, dict[str, int]] = {
         "num_attention_heads": 40,
     },
 }
+
+#: Fastest first; the last one is always there.
+BACKENDS = ("cpp", "triton", "torch")
+_SWITCHES = {"cpp": "ZOLAB_NATIVE", "triton": "ZOLAB_TRITON"}
 
 _CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 _clock = time.perf_counter
@@ -151,22 +155,26 @@ def tensor_bytes(tensors: Sequence[torch.Tensor]) -> int:
 
 @contextmanager
 def backend(name: str) -> Iterator[None]:
-    """While active, CPU sweeps are made by `cpp` (where it can be had) or by plain `torch`."""
-    before = os.environ.get("ZOLAB_NATIVE")
-    os.environ["ZOLAB_NATIVE"] = "0" if name == "torch" else "1"
+    """While active, sweeps are made by `cpp` or `triton` (where they can be had) or by `torch`."""
+    before = {key: os.environ.get(key) for key in _SWITCHES.values()}
+    os.environ.update({key: str(int(key == _SWITCHES.get(name))) for key in before})
     try:
         yield
     finally:
-        if before is None:
-            del os.environ["ZOLAB_NATIVE"]
-        else:
-            os.environ["ZOLAB_NATIVE"] = before
+        for key, value in before.items():
+            os.environ.pop(key)
+            if value is not None:
+                os.environ[key] = value
 
 
 def backends(device: torch.device) -> list[str]:
     """Those that there are on a device, fastest first."""
-    with backend("cpp"):
-        return ["cpp", "torch"] if device.type == "cpu" and native.available() else ["torch"]
+    found = []
+    for name in BACKENDS[:-1]:
+        with backend(name):
+            if fast.name("gauss", torch.empty(0, device=device)) == name:
+                found.append(name)
+    return [*found, "torch"]
 
 
 def seconds(work: Callable[[], Any], device: torch.device) -> float:

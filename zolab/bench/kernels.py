@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--elements", type=int, default=1 << 24)
     parser.add_argument("--dtype", nargs="+", default=["float32", "bfloat16"], choices=list(DTYPES))
     parser.add_argument("--noise", nargs="+", default=list(NOISES), choices=NOISES)
-    parser.add_argument("--backend", choices=("cpp", "torch"), help="default: all there are")
+    parser.add_argument("--backend", choices=common.BACKENDS, help="default: all there are")
     parser.add_argument("--rounds", type=int, default=9)
     args = parser.parse_args(argv)
     device = common.settle(args)

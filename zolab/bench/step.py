@@ -269,7 +269,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = common.parser("step", __doc__.splitlines()[0])
     parser.add_argument("--model", default="opt-125m", choices=(*SHAPES, "embedded"))
     parser.add_argument("--dtype", nargs="+", default=["float32", "bfloat16"], choices=list(DTYPES))
-    parser.add_argument("--backend", choices=("cpp", "torch"), help="default: all there are")
+    parser.add_argument("--backend", choices=common.BACKENDS, help="default: all there are")
     parser.add_argument("--scheme", nargs="+", default=list(KINDS), choices=KINDS)
     parser.add_argument(
         "--placement", nargs="+", default=["in_place", "paired"], choices=PLACEMENTS

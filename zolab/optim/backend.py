@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from zolab.optim import native
+from zolab.optim import fast
 from zolab.optim.rounding import stochastic_round
 
 #: Elements per chunk: a multiple of every noise's block, small enough to stay in cache.
@@ -94,10 +94,11 @@ def sweep_(
             is decided from the weights as they are.
     """
     limit = mask if isinstance(mask, Limit) else None
-    if native.handles(source.kind, weight):
-        kept = _stored(source, pid, [t.seed for t in terms if t.a != 0.0], weight)
+    on = fast.kernels(source.kind, weight)
+    if on is not None:
+        kept = _stored(source, pid, terms, weight) if on.READS_KEPT else None
         mask = None if limit else mask
-        native.sweep(source.kind, weight, pid, terms, mask, limit=limit, kept=kept)
+        on.sweep(source.kind, weight, pid, terms, mask, limit=limit, kept=kept)
         return
     mask = limit.of(weight) if limit else mask
     flat = weight.view(-1)
@@ -136,14 +137,15 @@ def resweep_(
     """One sweep: `before` under the mask as it is, a new mask from the weights, `after` under it.
 
     Args:
-        weight, pid, source: as for `sweep_`; only where `native.handles` the weight.
+        weight, pid, source: as for `sweep_`; only where `fast.handles` the weight.
         before, after: terms.
         limit: what decides.
         mask: bool or bits (see `bits.pack_bits`) of the whole parameter; changed in place.
     """
     terms = [*before, *after]
-    kept = _stored(source, pid, [t.seed for t in terms if t.a != 0.0], weight)
-    native.sweep(source.kind, weight, pid, terms, mask, limit=limit, split=len(before), kept=kept)
+    on = fast.kernels(source.kind, weight)
+    kept = _stored(source, pid, terms, weight) if on.READS_KEPT else None
+    on.sweep(source.kind, weight, pid, terms, mask, limit=limit, split=len(before), kept=kept)
 
 
 def pair(
@@ -167,11 +169,12 @@ def pair(
         offset: index of the first element within the parameter, for blocks of rows.
     """
     plus, minus = torch.empty_like(weight), torch.empty_like(weight)
-    if native.handles(source.kind, weight):
-        kept = source.stored(pid, seed, offset, weight.numel(), weight.device)
-        native.pair(
-            source.kind, weight, pid, seed, eps, mask, plus, minus, offset=offset, kept=kept
-        )
+    on = fast.kernels(source.kind, weight)
+    if on is not None:
+        kept = None
+        if on.READS_KEPT:
+            kept = source.stored(pid, seed, offset, weight.numel(), weight.device)
+        on.pair(source.kind, weight, pid, seed, eps, mask, plus, minus, offset=offset, kept=kept)
         return plus, minus
     mask = mask.of(weight) if isinstance(mask, Limit) else mask
     keep = None if mask is None else mask.view(-1)
@@ -188,11 +191,11 @@ def pair(
 
 
 def _stored(
-    source: ZSource, pid: int, seeds: Sequence[int], weight: Tensor
+    source: ZSource, pid: int, terms: Sequence[Term], weight: Tensor
 ) -> dict[int, Tensor] | None:
-    """What the source keeps of these seeds; None if that is not all of them."""
+    """What the source keeps of the seeds of some terms; None if that is not all of them."""
     out = {}
-    for seed in seeds:
+    for seed in [term.seed for term in terms if term.a != 0.0]:
         z = source.stored(pid, seed, 0, weight.numel(), weight.device)
         if z is None:
             return None

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from zolab.optim import native
+from zolab.optim import fast
 from zolab.optim.noise import make_noise
 from zolab.optim.parameters import ParamInfo
 
@@ -126,7 +126,7 @@ class Kept:
         """z of the seeds remembered, and the plan by which plain torch makes it."""
         kept = 4 * self._seeds * sum(self._sizes.values())
         planned = 0
-        if self.kind is not None and not native.available():
+        if self.kind is not None and not fast.makes(self.kind, torch.device("cpu")):
             planned = 16 * sum(self._sizes.values()) // self.direction.noise.per_block
         return kept + planned + self.direction.state_bytes()
 
@@ -143,7 +143,7 @@ class Kept:
 
     def _draw(self, seed: int, device: torch.device) -> dict[int, Tensor]:
         noise = self.direction.noise
-        if self.kind is None or (device.type == "cpu" and native.available()):
+        if self.kind is None or fast.makes(self.kind, device):
             return {
                 pid: self.direction.z(pid, seed, 0, size, device)
                 for pid, size in self._sizes.items()

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from zolab.optim import native
+from zolab.optim import fast
 from zolab.optim.backend import Limit, Term, pair, resweep_, sweep_
 from zolab.optim.bits import pack_bits, unpack_bits
 from zolab.optim.directions import Direction, Kept
@@ -145,6 +145,8 @@ class Engine:
     def renew_mask(self, info: ParamInfo) -> None:
         """A new step begins for this parameter and its weights are clean."""
         if not self.mask.static:
+            if self.mask.covers(info):
+                fast.settle()
             self.hold_mask(info)
 
     def drop_masks(self) -> None:
@@ -179,7 +181,7 @@ class Engine:
             return self.mask_of(info, weight) if limit is None else limit
         bits = isinstance(held, Tensor) and held.dtype == torch.uint8
         where = info.data if weight is None else weight
-        if bits and where.shape[-1] % 8 == 0 and native.handles(self.source.kind, where):
+        if bits and where.shape[-1] % 8 == 0 and fast.handles(self.source.kind, where):
             return held
         return self.mask_of(info, weight)
 
@@ -201,7 +203,7 @@ class Engine:
     def sweep_held(self, info: ParamInfo, terms: Sequence[Term]) -> None:
         """The same under the mask in force, taken as it is held where the kernels read bits."""
         held = self._held.get(info.pid)
-        if isinstance(held, Tensor) and native.handles(self.source.kind, info.data):
+        if isinstance(held, Tensor) and fast.handles(self.source.kind, info.data):
             self.sweep(info, terms, held)
         else:
             self.sweep(info, terms, self.mask_of(info))
@@ -216,12 +218,13 @@ class Engine:
         """
         held, limit = self._held.get(info.pid), self.mask.limit(info)
         ready = isinstance(held, Tensor) or not before
-        if limit is not None and ready and native.handles(self.source.kind, info.data):
+        if limit is not None and ready and fast.handles(self.source.kind, info.data):
             if not isinstance(held, Tensor):
                 size, dtype = (info.numel, torch.bool) if self._small else (
                     -(-info.numel // 8), torch.uint8
                 )  # fmt: skip
-                held = self._held[info.pid] = torch.empty(size, dtype=dtype)
+                held = torch.empty(size, dtype=dtype, device=info.data.device)
+                self._held[info.pid] = held
             begin = time.perf_counter()
             resweep_(info.data, info.pid, before, after, limit, held, self.source)
             self.clock.perturb += time.perf_counter() - begin

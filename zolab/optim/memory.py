@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from zolab.optim import native
+from zolab.optim import fast
 from zolab.optim.backend import CHUNK
 from zolab.optim.engine import Engine, half_precision
 from zolab.optim.parameters import ParamInfo
@@ -71,7 +71,7 @@ def update_bytes(engine: Engine, rule: object, rounds: bool, info: ParamInfo) ->
     out = engine.direction.scratch_bytes(info)
     if rule.stateful or not decided_on_the_way(engine, info):
         out += spread_bytes(engine, info)
-    if not rule.stateful and native.handles(engine.source.kind, info.data):
+    if not rule.stateful and fast.handles(engine.source.kind, info.data):
         return out
     out += 4 * size * (2 + rule.buffers) + noise_bytes(engine, info)
     return out + (ROUNDING_BYTES * size if rounds and half_precision(info.data) else 0)
@@ -87,12 +87,12 @@ def spread_bytes(engine: Engine, info: ParamInfo) -> int:
 def decided_on_the_way(engine: Engine, info: ParamInfo) -> bool:
     """Whether the kernels decide a parameter's mask themselves, tile by tile."""
     follows = engine.mask.limit(info) is not None
-    return follows and native.handles(engine.source.kind, info.data)
+    return follows and fast.handles(engine.source.kind, info.data)
 
 
 def noise_bytes(engine: Engine, info: ParamInfo) -> int:
     """What making one chunk of z takes besides z."""
-    return 0 if native.handles("gauss", info.data) else NOISE_BYTES
+    return 0 if fast.handles("gauss", info.data) else NOISE_BYTES
 
 
 def pair_bytes(engine: Engine, infos: Iterable[ParamInfo], at_most: int | None) -> tuple[int, int]:
@@ -108,7 +108,7 @@ def pair_bytes(engine: Engine, infos: Iterable[ParamInfo], at_most: int | None) 
         piece = min(info.numel, at_most or info.numel)
         copies += 2 * piece * info.param.element_size()
         extra = engine.direction.scratch_bytes(info)
-        if not native.handles(engine.source.kind, info.data):
+        if not fast.handles(engine.source.kind, info.data):
             extra += 8 * min(piece, CHUNK) + noise_bytes(engine, info)
         if engine.mask.covers(info) and not decided_on_the_way(engine, info):
             extra = info.numel + max(extra, engine.mask.making_bytes(info))

@@ -13,21 +13,21 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from zolab.optim import native
+from zolab.optim import fast
 from zolab.optim.philox import CHUNK, Stream, philox
 
 # ln(1 + m) / m^3 on [sqrt(1/2) - 1, sqrt(2) - 1], highest power first, and ln 2 in two parts.
-_LN = (
+LN = (
     7.0376836292e-2, -1.1514610310e-1, 1.1676998740e-1, -1.2420140846e-1, 1.4249322787e-1,
     -1.6668057665e-1, 2.0000714765e-1, -2.4999993993e-1, 3.3333331174e-1,
 )  # fmt: skip
-_LN2_HIGH, _LN2_LOW = 0.693359375, -2.12194440e-4
-_SIN = (-1.9515295891e-4, 8.3321608736e-3, -1.6666654611e-1)
-_COS = (2.443315711809948e-5, -1.388731625493765e-3, 4.166664568298827e-2)
-_SQRT_HALF_BITS = 0x3F3504F3
-_HALF_PI = 1.57079632679
-_SQRT_HALF = 0.70710678118
-_TINY = 1.0 / 8388608.0  # 2**-23
+LN2_HIGH, LN2_LOW = 0.693359375, -2.12194440e-4
+SIN = (-1.9515295891e-4, 8.3321608736e-3, -1.6666654611e-1)
+COS = (2.443315711809948e-5, -1.388731625493765e-3, 4.166664568298827e-2)
+SQRT_HALF_BITS = 0x3F3504F3
+HALF_PI = 1.57079632679
+SQRT_HALF = 0.70710678118
+TINY = 1.0 / 8388608.0  # 2**-23
 
 
 class Noise(ABC):
@@ -49,8 +49,9 @@ class Noise(ABC):
         self, out: Tensor, seed: int, pid: int, offset: int = 0, stream: int = Stream.Z
     ) -> None:
         """Write elements `offset` ... of z into `out`, float32 (n,), contiguous."""
-        if native.handles(self.kind, out):
-            native.fill(self.kind, out, seed, pid, offset, stream)
+        on = fast.kernels(self.kind, out)
+        if on is not None:
+            on.fill(self.kind, out, seed, pid, offset, stream)
             return
         step = CHUNK * self.per_block
         for start in range(0, out.numel(), step):
@@ -66,8 +67,9 @@ class Noise(ABC):
         self, index: Tensor, width: int, seed: int, pid: int, stream: int = Stream.Z
     ) -> Tensor:
         """Rows of z of a (rows, width) parameter: float32 (len(index), width); index int64."""
-        if index.device.type == "cpu" and native.available():
-            return native.rows(self.kind, index, width, seed, pid, stream)
+        on = fast.kernels(self.kind, torch.empty(0, device=index.device))
+        if on is not None:
+            return on.rows(self.kind, index, width, seed, pid, stream)
         per_row = (width - 1) // self.per_block + 2  # a row may start inside a block
         begin = index * width
         first = begin // self.per_block
@@ -148,35 +150,35 @@ def gauss8_table() -> Tensor:
 
 def _radius(word: Tensor) -> Tensor:
     """sqrt(-2 ln u) for u = (word >> 9 + 1/2) 2**-23 in (0, 1); int32 words to float32."""
-    u = (word >> 9).bitwise_and_(0x7FFFFF).to(torch.float32).add_(0.5).mul_(_TINY)
+    u = (word >> 9).bitwise_and_(0x7FFFFF).to(torch.float32).add_(0.5).mul_(TINY)
     bits = u.view(torch.int32)
-    exponent = (bits - _SQRT_HALF_BITS).bitwise_right_shift_(23)
+    exponent = (bits - SQRT_HALF_BITS).bitwise_right_shift_(23)
     m = bits.sub_(exponent << 23).view(torch.float32).sub_(1.0)
-    y = (m * _LN[0]).add_(_LN[1])
-    for coefficient in _LN[2:]:
+    y = (m * LN[0]).add_(LN[1])
+    for coefficient in LN[2:]:
         y.mul_(m).add_(coefficient)
     square = m * m
     y.mul_(m).mul_(square)
     e = exponent.to(torch.float32)
-    y.add_(e * _LN2_LOW).sub_(square.mul_(0.5)).add_(m).add_(e.mul_(_LN2_HIGH))
+    y.add_(e * LN2_LOW).sub_(square.mul_(0.5)).add_(m).add_(e.mul_(LN2_HIGH))
     return y.mul_(-2.0).to(torch.float64).sqrt_().to(torch.float32)
 
 
 def _sincos(word: Tensor, out_sin: Tensor, out_cos: Tensor) -> None:
     """Sine and cosine of a uniform angle: quadrant in the top two bits, 23 bits within it."""
     angle = (word >> 7).bitwise_and_(0x7FFFFF).to(torch.float32)
-    angle.add_(0.5).mul_(_TINY).sub_(0.5).mul_(_HALF_PI)
+    angle.add_(0.5).mul_(TINY).sub_(0.5).mul_(HALF_PI)
     square = angle * angle
-    sine = (square * _SIN[0]).add_(_SIN[1])
-    sine.mul_(square).add_(_SIN[2]).mul_(square).mul_(angle).add_(angle)
-    cosine = (square * _COS[0]).add_(_COS[1])
-    cosine.mul_(square).add_(_COS[2]).mul_(square).mul_(square)
+    sine = (square * SIN[0]).add_(SIN[1])
+    sine.mul_(square).add_(SIN[2]).mul_(square).mul_(angle).add_(angle)
+    cosine = (square * COS[0]).add_(COS[1])
+    cosine.mul_(square).add_(COS[2]).mul_(square).mul_(square)
     cosine.sub_(square.mul_(0.5)).add_(1.0)
     # Angles were taken about the middle of the quadrant: turn by 45 degrees, then by the quadrant.
     # Quadrants 1 and 3 turn (cos, sin) into (-sin, cos); 2 and 3 flip both signs. Signs are flipped
     # by their bit, which is exact.
-    turned_cos = (cosine - sine).mul_(_SQRT_HALF)
-    turned_sin = cosine.add_(sine).mul_(_SQRT_HALF)
+    turned_cos = (cosine - sine).mul_(SQRT_HALF)
+    turned_sin = cosine.add_(sine).mul_(SQRT_HALF)
     odd = (word & (1 << 30)).ne_(0).to(torch.bool)
     torch.where(odd, turned_cos, turned_sin, out=out_sin)
     torch.where(odd, turned_sin.neg_(), turned_cos, out=out_cos)

@@ -246,6 +246,16 @@ def _batch(cell: dict[str, Any], study: Any, step: int) -> Any:
     return study.scorer.batch([train[i] for i in chosen[:size]])
 
 
+def _kernels(optimizer: Any) -> str:
+    """Backends of an optimizer's sweeps: "cpp", "triton", "torch" (plain, always there)."""
+    from zolab.optim import fast
+
+    engine = optimizer.engine
+    return ", ".join(
+        sorted({fast.name(engine.source.kind, info.data) for info in engine.infos}),
+    )
+
+
 def _take_steps(
     cell: dict[str, Any], learner: Any, study: Any, parameters: int, report: Report
 ) -> None:
@@ -273,6 +283,7 @@ def _take_steps(
             except SelfCheckError as error:
                 raise UserError(f"optimizer/placement: {error}") from error
             report.say(f"self-check: placement {learner.optimizer.placement.name} works")
+            report.say(f"sweeps over the weights: {_kernels(learner.optimizer)}")
             if learner.optimizer.placement.name != asked:
                 report.warnings.append(str(told[-1].message) if told else f"{asked} cannot work")
         learner.step(closure)

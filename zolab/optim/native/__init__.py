@@ -32,6 +32,11 @@ if TYPE_CHECKING:
 
 __all__ = ["available", "fill", "handles", "pair", "rows", "sweep"]
 
+#: Name in the benchmark and in `zolab doctor`.
+NAME = "cpp"
+#: z that is kept is read instead of being made.
+READS_KEPT = True
+
 _LOG = logging.getLogger(__name__)
 _KINDS = {"gauss": 0, "gauss8": 1, "rademacher": 2}
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from zolab.optim import fast
 from zolab.optim.engine import Engine, Update, half_precision
 from zolab.optim.memory import Memory
 from zolab.optim.parameters import ParamInfo
@@ -137,8 +138,9 @@ def as_closure(closure: Callable) -> Closure:
 
 def apply_now(engine: Engine, rule: Rule, update: Update) -> None:
     """Apply an update to clean weights; 16-bit weights are rounded stochastically."""
-    for info in engine.infos:
-        apply_to(engine, rule, info, update)
+    with fast.together():
+        for info in engine.infos:
+            apply_to(engine, rule, info, update)
 
 
 def apply_to(engine: Engine, rule: Rule, info: ParamInfo, update: Update) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from zolab.optim import fast
 from zolab.optim.backend import Term
 from zolab.optim.engine import Engine, Update, half_precision
 from zolab.optim.noise import root_mean_square, rounding_unit
@@ -82,15 +83,11 @@ class InPlace(Placement):
 
     def rest(self) -> None:
         if self._stand is not None:
-            for info in self.engine.infos:
-                self._settle(info)
-            self._stand = self._update = None
+            self._settle_all()
 
     def flush(self) -> None:
         if self._stand is not None or self._update is not None:
-            for info in self.engine.infos:
-                self._settle(info)
-            self._stand = self._update = None
+            self._settle_all()
         self.engine.drop_masks()
 
     def forget(self) -> None:
@@ -99,21 +96,29 @@ class InPlace(Placement):
 
     def _move(self, to: _Stand) -> None:
         """One sweep from wherever the weights stand to theta + scale * eps * z."""
-        engine, at = self.engine, self._stand
-        turn = self._open and at is not None and at.seed == to.seed
-        for info in engine.infos:
-            if turn:
-                group = info.group
-                step = Term(to.scale * to.eps[group] - at.scale * at.eps[group], to.seed)
-                engine.sweep_held(info, [step])
-                continue
-            step = Term(to.scale * to.eps[info.group], to.seed)
-            if self._open or engine.mask.static:
-                # The mask is the same before and after: way back, update and probe in one sweep.
-                self._settle(info, [step])
-            else:
-                engine.resweep(info, self._terms_back(info), [step])
+        with fast.together():
+            for info in self.engine.infos:
+                self._move_one(info, to)
         self._stand, self._update, self._open = to, None, True
+
+    def _move_one(self, info: ParamInfo, to: _Stand) -> None:
+        engine, at, group = self.engine, self._stand, info.group
+        if self._open and at is not None and at.seed == to.seed:
+            step = Term(to.scale * to.eps[group] - at.scale * at.eps[group], to.seed)
+            engine.sweep_held(info, [step])
+            return
+        step = Term(to.scale * to.eps[group], to.seed)
+        if self._open or engine.mask.static:
+            # The mask is the same before and after: way back, update and probe in one sweep.
+            self._settle(info, [step])
+        else:
+            engine.resweep(info, self._terms_back(info), [step])
+
+    def _settle_all(self) -> None:
+        with fast.together():
+            for info in self.engine.infos:
+                self._settle(info)
+        self._stand = self._update = None
 
     def _settle(self, info: ParamInfo, then: Sequence[Term] = ()) -> None:
         """Bring one parameter back, apply the update that waits for it, and go on with `then`."""
@@ -129,6 +134,7 @@ class InPlace(Placement):
         if update is not None and rule.stateful:
             mask = engine.mask_of(info)
             engine.sweep(info, terms, mask)
+            fast.settle()
             rule.apply_(engine, info, engine.scaled(update, info), mask, stochastic=False)
             terms = []
         elif update is not None:

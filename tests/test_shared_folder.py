@@ -65,7 +65,7 @@ def test_on_a_slow_folder_a_run_does_not_look_at_every_step(
     begin = time.monotonic()
     while time.monotonic() - begin < 0.5:
         claim.glance()
-    assert len(looks) == 1, "20 ms a look, a fiftieth of the time: one look a second"
+    assert len(looks) == 1, "20 ms a look, a five-hundredth of the time: one look in ten seconds"
 
 
 @pytest.mark.parametrize("hours", [-1.0, 1.0])

@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from zolab.config.identity import identity
 from zolab.errors import UserError
@@ -16,8 +15,7 @@ from zolab.optim import NUMERICS, StepRecord, ZeroOrder
 from zolab.tracking.local import JsonLines, read_rows
 
 
-@dataclass(frozen=True)
-class JournalRow:
+class JournalRow(NamedTuple):
     """One step as the journal holds it.
 
     Attributes:
@@ -84,9 +82,9 @@ class Journal:
     def __init__(self, attempt_dir: Path) -> None:
         self._lines = JsonLines(attempt_dir / "journal.jsonl")
 
-    def append(self, record: StepRecord) -> None:
+    def append(self, row: JournalRow) -> None:
         """Write one step; UserError when the disk is full."""
-        self._lines.write(JournalRow.of(record).to_json())
+        self._lines.write(row.to_json())
 
     def close(self) -> None:
         self._lines.close()

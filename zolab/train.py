@@ -103,7 +103,7 @@ class _Loop:
         started = time.perf_counter()
         learner.step(closure)
         since.note(time.perf_counter() - started, closure, before)
-        record = learner.last
+        record = JournalRow.of(learner.last)
         if job.journal is not None:
             job.claim.glance()
             job.journal.append(record)
@@ -121,7 +121,7 @@ class _Loop:
                 f"were not finite, the last at step {step}; try a lower optimizer.lr"
             )
         self._agree_if_due()
-        self._row_if_due(JournalRow.of(record))
+        self._row_if_due(record)
         self.stop_if_asked()
         self._checkpoint_if_due()
 

@@ -1,10 +1,9 @@
 """What records cost the training thread, in microseconds a step.
 
 The objects of a run, with the calls that the training loop makes after each step: the journal's
-row, a look at the claim (each time, as on a slow step; a quick one looks less often), counters,
-progress, heartbeat; and every `--log-every` steps a row of metrics.jsonl and of wandb's file.
-Between two steps nothing is done for `--pause` seconds, as if a step were so quick: rows without
-any pause would measure how fast wandb's own process takes them.
+row, a look at the claim (which looks when looking has cost little so far), counters, progress,
+heartbeat; and every `--log-every` steps a row of metrics.jsonl, handed to the thread that tells
+wandb. Between two steps nothing is done for `--pause` seconds, as if a step were so quick.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from typing import Any
 from zolab import compose
 from zolab.bench import common
 from zolab.bench.common import spread, table
-from zolab.journal import Journal
+from zolab.journal import Journal, JournalRow
 from zolab.ledger import acquire
 from zolab.optim import StepRecord
 from zolab.progress import Progress
@@ -65,8 +64,8 @@ def _measure(args: Any, folder: Path, attempt: Path, claim: Any) -> list[dict[st
     for step in range(1, args.steps + 1):
         loss = 0.6931471 + 1e-6 * step
         record = StepRecord(step, 2e-4, (loss, loss - 1e-4), (0.0512345,), loss, 2)
-        timed("claim", claim.check)
-        timed("journal", lambda record=record: journal.append(record))
+        timed("claim", claim.glance)
+        timed("journal", lambda record=record: journal.append(JournalRow.of(record)))
         timed("counters", lambda: counters.add(2, 16, (0.05,)))
         timed("progress", lambda s=step, value=loss: progress.step(s, value, 2))
         timed("heartbeat", lambda s=step: claim.beat({"step": s, "steps": args.steps}))

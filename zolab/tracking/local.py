@@ -8,6 +8,9 @@ from typing import Any
 
 from zolab.errors import UserError
 
+#: Made once: json.dumps makes a new one at each call that is not with its defaults.
+_encode = json.JSONEncoder(separators=(",", ":")).encode
+
 
 class JsonLines:
     """One file of JSON objects, each in the kernel's hands before `write` returns.
@@ -29,7 +32,7 @@ class JsonLines:
         Raises:
             UserError: the disk is full; earlier rows stay readable.
         """
-        line = json.dumps(row, separators=(",", ":")).encode() + b"\n"
+        line = _encode(row).encode() + b"\n"
         try:
             written = self._file.write(line)
             if written != len(line):

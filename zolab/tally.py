@@ -19,6 +19,7 @@ class Counters:
 
     forwards: int = 0
     examples: int = 0
+    tokens: int = 0
     zero_steps: int = 0
     coefficients: int = 0
     zero_coefficients: int = 0
@@ -26,11 +27,18 @@ class Counters:
     nonfinite_in_a_row: int = 0
 
     def add(
-        self, num_forwards: int, num_examples: int, coefficients: Sequence[float] | None
+        self, num_forwards: int, batch: Sequence[int], coefficients: Sequence[float] | None
     ) -> None:
-        """Count one step; coefficients None means that its loss was not finite."""
+        """Count one step.
+
+        Args:
+            num_forwards: passes over its batch.
+            batch: tokens of each of its examples, without padding.
+            coefficients: None means that its loss was not finite.
+        """
         self.forwards += num_forwards
-        self.examples += num_examples
+        self.examples += len(batch)
+        self.tokens += num_forwards * sum(batch)
         if coefficients is None:
             self.nonfinite += 1
             self.nonfinite_in_a_row += 1

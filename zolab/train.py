@@ -47,6 +47,7 @@ class _Loop:
         settings = job.settings
         self.total = settings["steps"] if job.learner.trains else 0
         unit = [-(-e.length // PAD_UNIT) for e in job.splits["train"]]
+        self._tokens = [e.num_tokens for e in job.splits["train"]]
         self.order = BatchOrder(unit, settings["batch_size"], job.seed)
         self.base_lr = [group["lr"] for group in job.learner.param_groups]
         job.learner.offer_data(self._whole)
@@ -82,8 +83,7 @@ class _Loop:
         if job.records:
             job.counters = Counters()
             for row in job.records:
-                size = len(self.order.batch(row.step))
-                job.counters.add(row.num_forwards, size, row.coefficients)
+                self._count(row, self.order.batch(row.step))
         size = job.settings["eval_batch_size"]
         self.reader = job.learner.reader(job.scorer, job.splits["train"], size)
         self._row_if_due(job.records[-1] if job.records else None)
@@ -107,7 +107,7 @@ class _Loop:
         if job.journal is not None:
             job.claim.glance()
             job.journal.append(record)
-        job.counters.add(record.num_forwards, len(indices), record.coefficients)
+        self._count(record, indices)
         seconds = time.perf_counter() - begin
         self.train_seconds += seconds
         since.steps += 1
@@ -189,6 +189,7 @@ class _Loop:
         out: dict[str, Any] = {
             "forwards_total": counters.forwards,
             "examples_total": counters.examples,
+            "tokens_total": counters.tokens,
         }
         if self.job.learner.journaled:
             out["zo/zero_share"] = counters.zero_steps / step if step else 0.0
@@ -303,6 +304,10 @@ class _Loop:
         if self.job.settings["lr_schedule"] == "linear":
             return 1.0 - (step - 1) / self.total
         return 1.0
+
+    def _count(self, record: JournalRow, indices: Sequence[int]) -> None:
+        batch = [self._tokens[i] for i in indices]
+        self.job.counters.add(record.num_forwards, batch, record.coefficients)
 
     def _set_lr(self, step: int) -> None:
         for base, group in zip(self.base_lr, self.job.learner.param_groups, strict=True):

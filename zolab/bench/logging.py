@@ -66,7 +66,7 @@ def _measure(args: Any, folder: Path, attempt: Path, claim: Any) -> list[dict[st
         record = StepRecord(step, 2e-4, (loss, loss - 1e-4), (0.0512345,), loss, 2)
         timed("claim", claim.glance)
         timed("journal", lambda record=record: journal.append(JournalRow.of(record)))
-        timed("counters", lambda: counters.add(2, 16, (0.05,)))
+        timed("counters", lambda: counters.add(2, [24] * 16, (0.05,)))
         timed("progress", lambda s=step, value=loss: progress.step(s, value, 2))
         timed("heartbeat", lambda s=step: claim.beat({"step": s, "steps": args.steps}))
         if step % args.log_every == 0:

@@ -4,6 +4,8 @@
 overrides (default: the embedded model and task with MeZO). Times come from the run's own records:
 `first_step_seconds` counts from the start of the process; `forward_share` is the time of the
 forwards over that of the training steps; the rest of the whole is evaluating, writing and ending.
+Tokens are those that the training's forwards read, without padding: `tokens_per_second` over the
+whole process, `train_tokens_per_second` over its steps.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     common.settle(args)
     rows = [_run(args, number) for number in range(args.runs)]
-    for key in ("first_step_seconds", "whole_seconds", "forward_share", "examples_per_second"):
+    for key in ("first_step_seconds", "whole_seconds", "forward_share", "tokens_per_second"):
         middle, around = spread([row[key] for row in rows])
         print(f"{key}: {middle:.4g} [{around[0]:.4g}, {around[1]:.4g}]")
     common.report("startup", args.json, vars(args), rows, _table(rows))
@@ -74,7 +76,8 @@ def _read(folder: Path, whole: float) -> dict[str, Any]:
         "data_share": data / steps if steps else 0.0,
         "evaluation_seconds": evaluation,
         "forwards_per_second": result["forwards_total"] / whole,
-        "examples_per_second": rows[-1]["examples_total"] / whole,
+        "tokens_per_second": rows[-1]["tokens_total"] / whole,
+        "train_tokens_per_second": rows[-1]["tokens_total"] / steps if steps else 0.0,
     }
 
 

@@ -52,6 +52,11 @@ class Encoded:
         """Tokens of the longest row."""
         return max(len(row) for row in self.rows)
 
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all rows: what one forward reads, without padding."""
+        return sum(len(row) for row in self.rows)
+
 
 class Encoder:
     """Turns examples into tokens for a causal model (MeZO, arXiv 2305.17333, appendix E).

@@ -34,10 +34,14 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "forward_grad": ("ForwardGradient", {}),
 }
 
+#: What the claims of zeroth-order papers are measured against: classes of `zolab.baselines`.
+FIRST_ORDER = {"adamw": "AdamW", "sgd": "SGD"}
+BACKPROP = "backward"
+
 
 @dataclass(frozen=True)
 class Scheme:
-    """One way of taking steps; `placement` None is inference."""
+    """One way of taking steps; `placement` None is inference, `BACKPROP` a first-order method."""
 
     placement: str | None = None
     method: str = "mezo"
@@ -53,6 +57,7 @@ SCHEMES = {
     "per_layer": Scheme("per_layer"),
     "self_check+paired": Scheme("paired", self_check=True),
     "forward_grad": Scheme("untouched", "forward_grad"),
+    **{name: Scheme(BACKPROP, name) for name in FIRST_ORDER},
     **{f"{p}+{m}": Scheme(p, m) for m in PLACED for p in ("in_place", "paired")},
 }
 #: Those that the limits are about, and one of each kind; `--methods` takes all.

@@ -34,9 +34,7 @@ COLUMNS: dict[str, Column] = {
     "step": Column("steps", "updates done when the row was written; 0 is before training"),
     "forwards_total": Column("forwards", "forward passes on a mini-batch since step 0"),
     "examples_total": Column("examples", "training examples seen since step 0"),
-    "tokens_total": Column(
-        "tokens", "tokens read by the forward passes since step 0, no padding"
-    ),
+    "tokens_total": Column("tokens", "tokens read by the forward passes since step 0, no padding"),
     # Minus a share between 0 and 1 where train.objective is accuracy or f1.
     "train/loss": Column("nats", "objective the method reports for the step's mini-batch"),
     "train/loss_plus": Column("nats", "objective at theta + eps z, first probe"),

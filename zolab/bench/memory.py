@@ -253,6 +253,7 @@ def _row(
     scratch = declared.scratch(inference["allocator_bytes"] - got["weight_bytes"])
     expected = inference["allocator_bytes"] + state + scratch
     ratio = got["allocator_bytes"] / inference["allocator_bytes"]
+    of_declared = round(got["allocator_bytes"] / expected, 4)
     row = {
         "scheme": name,
         **asdict(scheme),

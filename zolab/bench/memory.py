@@ -268,9 +268,7 @@ def _row(
         "ratio_rss": None,
         "state_bytes": state,
         "scratch_bytes": scratch,
-        "of_declared": round(got["allocator_bytes"] / expected, 4)
-        if scheme.placement != BACKPROP
-        else None,
+        "of_declared": None if scheme.placement == BACKPROP else of_declared,
         "declared": got["memory"],
         "live_at_peak": got["live"],
         "missed": [],

@@ -68,7 +68,18 @@ def test_peaks_keep_their_targets(monkeypatch, tmp_path):
 def test_every_method_has_its_schemes():
     made = {name for name, _ in memory.METHODS.values()}
     assert made == {*methods.__all__, "MeZOSVRG"}
-    assert {scheme.method for scheme in memory.SCHEMES.values()} == set(memory.METHODS)
+    known = {*memory.METHODS, *memory.FIRST_ORDER}
+    assert {scheme.method for scheme in memory.SCHEMES.values()} == known
+
+
+def test_back_propagation_keeps_its_gradients_and_moments(tmp_path):
+    options = [*SMALL, "--in-process", "--native", "0", "--scheme", "sgd", "adamw"]
+    none, sgd, adamw = rows_of(tmp_path / "peaks.json", "memory", *options)
+    weights = none["weight_bytes"]
+    assert sgd["allocator_bytes"] > none["allocator_bytes"] + weights
+    moments = adamw["allocator_bytes"] - sgd["allocator_bytes"]
+    assert 2.0 * weights < moments < 2.7 * weights, "two moments, and torch's scratch"
+    assert sgd["of_declared"] is adamw["of_declared"] is None
 
 
 def test_an_allocation_is_counted_to_the_byte():

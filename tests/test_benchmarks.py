@@ -16,7 +16,7 @@ from tests.golden.start import build, summary
 from tests.golden.trace import read_trace
 from zolab.bench import memory
 from zolab.bench.common import backends
-from zolab.bench.official import OfficialStep
+from zolab.bench.official import OfficialStep, answer_loss
 from zolab.errors import UserError
 from zolab.optim import methods, native
 from zolab.verbs.bench import PARTS, bench
@@ -127,6 +127,17 @@ def test_step_times_are_ratios_with_quartiles(model, dtype, tmp_path):
         assert 0.0 < slow <= row["official_ratio"] <= fast
         assert ("fraction_of_doubled" in row) == (row["scheme"] in ("lora", "lozo", "subzero"))
     assert [row["sparsity"] for row in rows if row["placement"] == "in_place"][1:3] == [0.8, 0.97]
+
+
+def test_the_official_loss_is_that_of_the_last_token():
+    logits = torch.randn(3, 6, 11, generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(11, (3, 6), generator=torch.Generator().manual_seed(1))
+    lengths = [6, 4, 2]
+    mask = torch.tensor([[1] * n + [0] * (6 - n) for n in lengths])
+    rows = [logits[i, n - 2] for i, n in enumerate(lengths)]
+    said = torch.tensor([ids[i, n - 1] for i, n in enumerate(lengths)])
+    expected = torch.nn.functional.cross_entropy(torch.stack(rows), said)
+    assert torch.allclose(answer_loss(logits, ids, mask), expected)
 
 
 @pytest.mark.parametrize("name", ["mezo_opt_ft_lm_f64_seed0", "mezo_llama_ft_lm_f32_seed0"])

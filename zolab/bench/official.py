@@ -9,7 +9,27 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def answer_loss(logits: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    """Mean negative log-likelihood of each row's last token, by way of every token of every row.
+
+    So the published program scores options: logits moved against the tokens by one, copied, and a
+    log-softmax over the whole vocabulary at all positions, in the model's dtype; what is not part
+    of the option is left out only then.
+
+    Args:
+        logits: (rows, tokens, vocabulary).
+        input_ids: int64 (rows, tokens), padded on the right.
+        attention_mask: (rows, tokens), 0 on padding.
+    """
+    log_probs = F.log_softmax(logits[:, :-1].contiguous(), dim=-1)
+    found = log_probs.gather(-1, input_ids[:, 1:, None])[..., 0]
+    last = attention_mask.sum(1, keepdim=True) - 1
+    option = torch.arange(1, input_ids.shape[1], device=input_ids.device) == last
+    return -(found * option).sum(1).mean()
 
 
 class OfficialStep:

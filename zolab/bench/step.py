@@ -3,10 +3,10 @@
 Everything alternates in one process: in each round every scheme takes its turn right after the two
 forwards it is compared with (same model shape, same batches, scored-position logits, no
 perturbation), and only ratios of neighbours are reported, as median and quartiles over the rounds.
-`official` is the published step restated (`bench.official`), with logits at every position. Each
-in-place scheme has a model of its own, since its weights stay perturbed between steps; those that
-never touch them share one. Where both signs pass the base in one batch (LoRA, low rank), a bare
-forward of the doubled batch is the second yardstick.
+`official` is the published step restated (`bench.official`), with logits and log-softmax at every
+position. Each in-place scheme has a model of its own, since its weights stay perturbed between
+steps; those that never touch them share one. Where both signs pass the base in one batch (LoRA,
+low rank), a bare forward of the doubled batch is the second yardstick.
 """
 
 from __future__ import annotations
@@ -23,13 +23,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from zolab import optim
 from zolab.bench import common
 from zolab.bench.common import DTYPES, SHAPES, random_opt, spread, synthetic_batches, table
 from zolab.bench.embedded import embedded
-from zolab.bench.official import OfficialStep
+from zolab.bench.official import OfficialStep, answer_loss
 from zolab.models.tuning import Lora
 from zolab.objectives import Batch, BatchLoss, CausalScorer
 
@@ -185,7 +184,7 @@ def _turn(scheme: Scheme, model: nn.Module) -> Turn:
 
 
 class _Official:
-    """The published step on a batch, with the logits of all positions."""
+    """The published step on a batch, logits and log-softmax at all positions included."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = copy.deepcopy(model)
@@ -202,8 +201,7 @@ class _Official:
     @torch.inference_mode()
     def _loss(self, batch: Batch) -> float:
         logits = self.model(input_ids=batch.input_ids, use_cache=False).logits
-        scored = logits.flatten(0, 1)[batch.select].float()
-        return float(F.cross_entropy(scored, batch.target.new_zeros(len(scored))))
+        return float(answer_loss(logits, batch.input_ids, batch.attention_mask))
 
 
 def _load(

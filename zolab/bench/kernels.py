@@ -16,7 +16,9 @@ from torch import Tensor
 
 from zolab.bench import common
 from zolab.bench.common import DTYPES, spread, table
+from zolab.optim import fast
 from zolab.optim.backend import Term, pair, sweep_
+from zolab.optim.bits import Places
 from zolab.optim.directions import Gaussian, Rademacher
 
 NOISES = ("gauss", "gauss8", "rademacher")
@@ -54,19 +56,26 @@ def _works(noise: str, weight: Tensor) -> dict[str, Callable[[], Any]]:
     one, two = Term(1e-9, 1), Term(1e-9, 2)
     mask = torch.rand(weight.shape, device=weight.device) < 0.2
     rounded = Term(1e-9, 1, stochastic=True)
+    few = torch.rand(weight.shape, device=weight.device) < 0.03
+    on = fast.kernels(noise, weight)
+    if on is not None and on.READS_PLACES:
+        few = Places.of(few)  # as the engine holds a mask that stays
     return {
         "one term": lambda: sweep_(weight, 0, [one], direction),
         "two terms": lambda: sweep_(weight, 0, [one, two], direction),
         "one term, stochastic": lambda: sweep_(weight, 0, [rounded], direction),
         "one term, mask": lambda: sweep_(weight, 0, [one], direction, mask),
+        "one term, 3 % move": lambda: sweep_(weight, 0, [one], direction, few),
+        "two terms, 3 % move": lambda: sweep_(weight, 0, [one, two], direction, few),
         "pair": lambda: pair(weight, 0, 1, 1e-9, direction),
+        "pair, 3 % move": lambda: pair(weight, 0, 1, 1e-9, direction, few),
     }
 
 
 def _measure(run: Callable[[], Any], work: str, weight: Tensor, rounds: int) -> dict[str, Any]:
     """Time in turns with a pass that only reads and writes."""
     shares, times = [], []
-    passes = 1.5 if work == "pair" else 1.0
+    passes = 1.5 if work.startswith("pair") else 1.0
     for number in range(rounds + 1):
         floor = common.seconds(lambda: weight.mul_(1.0), weight.device)
         own = common.seconds(run, weight.device)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from zolab.optim import fast
 from zolab.optim.backend import Limit, Term, pair, resweep_, sweep_
-from zolab.optim.bits import pack_bits, unpack_bits
+from zolab.optim.bits import Places, pack_bits, unpack_bits
 from zolab.optim.directions import Direction, Kept
 from zolab.optim.masks import Dense
 from zolab.optim.parameters import ParamInfo
@@ -98,7 +98,7 @@ class Engine:
         self._small = 4 * total <= KEEP_BYTES
         if self._small:
             self.source = Kept(direction, {info.pid: info.numel for info in self.infos})
-        self._held: dict[int, Tensor | bool] = {}
+        self._held: dict[int, Tensor | Places | bool] = {}
 
     def scaled(self, update: Update, info: ParamInfo) -> Update:
         """The update of one parameter, with the factor its direction puts on the estimate."""
@@ -132,9 +132,8 @@ class Engine:
             weight: its clean weights, where `info.data` is not them at the moment.
             device: where to keep the mask; None: where the weights are.
         """
-        held = self._compact(
-            self.mask.keep(info, info.data if weight is None else weight, self.step)
-        )
+        weight = info.data if weight is None else weight
+        held = self._compact(self.mask.keep(info, weight, self.step))
         elsewhere = device is not None and not isinstance(held, bool)
         self._held[info.pid] = held.to(device) if elsewhere else held
 
@@ -166,32 +165,50 @@ class Engine:
         if held is None:
             keep = self.mask.keep(info, weight, self.step)
             if self.mask.static:
-                self._held[info.pid] = self._compact(keep)
+                self._held[info.pid] = self._for_the_run(keep, weight)
             return keep
+        if isinstance(held, Places):
+            return held.spread(info.data.shape)
         if isinstance(held, bool) or held.dtype == torch.bool:
             return held
         return unpack_bits(held, info.data.shape)
 
-    def choice_of(self, info: ParamInfo, weight: Tensor | None = None) -> Tensor | Limit | bool:
-        """`mask_of` as the sweeps take it: as bits where the kernels read them, as a limit where
-        they decide it along the way."""
+    def choice_of(
+        self, info: ParamInfo, weight: Tensor | None = None
+    ) -> Tensor | Places | Limit | bool:
+        """`mask_of` as the sweeps take it: as it is held where the kernels read that, as a limit
+        where they decide it along the way."""
         held = self._held.get(info.pid)
         if held is None:
             limit = self.mask.limit(info)
             return self.mask_of(info, weight) if limit is None else limit
-        bits = isinstance(held, Tensor) and held.dtype == torch.uint8
         where = info.data if weight is None else weight
-        if bits and where.shape[-1] % 8 == 0 and fast.handles(self.source.kind, where):
-            return held
-        return self.mask_of(info, weight)
+        bits = isinstance(held, Tensor) and held.dtype == torch.uint8
+        in_parts = (bits and where.shape[-1] % 8 == 0) or isinstance(held, Places)
+        return held if in_parts and self._reads(held, where) else self.mask_of(info, weight)
+
+    def _reads(self, held: Tensor | Places | bool, weight: Tensor) -> bool:
+        """Whether kernels take a mask over some weights as it is held."""
+        on = fast.kernels(self.source.kind, weight)
+        return on is not None and (on.READS_PLACES or not isinstance(held, Places))
 
     def _compact(self, keep: Tensor | bool) -> Tensor | bool:
         """A mask as it is held over a step: one bit a weight, save where packing takes too long."""
         return keep if isinstance(keep, bool) or self._small else pack_bits(keep)
 
+    def _for_the_run(self, keep: Tensor | bool, weight: Tensor) -> Tensor | Places | bool:
+        """The same for one that stays: where few move and the kernels read that, their places."""
+        on = None if isinstance(keep, bool) else fast.kernels(self.source.kind, weight)
+        if self._small or on is None or not on.READS_PLACES:
+            return self._compact(keep)
+        places = Places.of(keep)
+        return self._compact(keep) if places is None else places
+
     # -- sweeps ----------------------------------------------------------------------------------
 
-    def sweep(self, info: ParamInfo, terms: Sequence[Term], mask: Tensor | Limit | bool) -> None:
+    def sweep(
+        self, info: ParamInfo, terms: Sequence[Term], mask: Tensor | Places | Limit | bool
+    ) -> None:
         """Apply terms to one parameter in place, where the mask allows."""
         if mask is False or not terms:
             return
@@ -203,7 +220,7 @@ class Engine:
     def sweep_held(self, info: ParamInfo, terms: Sequence[Term]) -> None:
         """The same under the mask in force, taken as it is held where the kernels read bits."""
         held = self._held.get(info.pid)
-        if isinstance(held, Tensor) and fast.handles(self.source.kind, info.data):
+        if isinstance(held, Tensor | Places) and self._reads(held, info.data):
             self.sweep(info, terms, held)
         else:
             self.sweep(info, terms, self.mask_of(info))
@@ -243,7 +260,7 @@ class Engine:
         rows: Tensor,
         seed: int,
         eps: float,
-        mask: Tensor | Limit | bool,
+        mask: Tensor | Places | Limit | bool,
         offset: int,
     ) -> tuple[Tensor, Tensor]:
         """The same for a block of its rows that begins at element `offset`; mask of the block."""

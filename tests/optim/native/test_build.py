@@ -16,13 +16,16 @@ import torch
 from tests.optim.native.parts import (
     DTYPES,
     KINDS,
+    PID,
     TERMS,
+    assert_same_bits,
     check_sweep,
     needs_compiler,
     random_mask,
     weights,
 )
 from zolab.optim import native
+from zolab.optim.bits import Places
 from zolab.optim.native import build, probe
 from zolab.optim.noise import NOISES
 
@@ -92,6 +95,11 @@ class TestBuild:
         assert native.available(), native._failure
         for kind, dtype in itertools.product(KINDS, DTYPES):
             check_sweep(kind, weights(5000, dtype), TERMS["stochastic"], random_mask(5000))
+            few = torch.arange(5000) % 37 == 3
+            found, expected = weights(5000, dtype), weights(5000, dtype)
+            native.sweep(kind, found, PID, TERMS["stochastic"], Places.of(few))
+            native.sweep(kind, expected, PID, TERMS["stochastic"], few)
+            assert_same_bits(found, expected)
 
     @needs_compiler
     def test_illegal_instruction(

@@ -29,6 +29,7 @@ from zolab.optim.native.probe import open_library
 
 if TYPE_CHECKING:
     from zolab.optim.backend import Limit, Term
+    from zolab.optim.bits import Places
 
 __all__ = ["available", "fill", "handles", "pair", "rows", "sweep"]
 
@@ -36,6 +37,8 @@ __all__ = ["available", "fill", "handles", "pair", "rows", "sweep"]
 NAME = "cpp"
 #: z that is kept is read instead of being made.
 READS_KEPT = True
+#: Masks may be held as the places of what moves.
+READS_PLACES = True
 
 _LOG = logging.getLogger(__name__)
 _KINDS = {"gauss": 0, "gauss8": 1, "rademacher": 2}
@@ -135,7 +138,7 @@ def sweep(
     weight: Tensor,
     pid: int,
     terms: Sequence[Term],
-    mask: Tensor | None = None,
+    mask: Tensor | Places | None = None,
     *,
     limit: Limit | None = None,
     split: int = 0,
@@ -149,8 +152,8 @@ def sweep(
         weight: any shape, contiguous, CPU; float32, float64, bfloat16 or float16; changed in place.
         pid: parameter id below 2**32.
         terms: operations, applied in order, each rounded to the dtype of `weight`.
-        mask: bool, as many elements, or bits as `bits.pack_bits` makes them; False
-            elements do not change by a single bit.
+        mask: bool, as many elements, or bits as `bits.pack_bits` makes them, or places of the
+            whole parameter; False elements do not change by a single bit.
         limit: decide the mask anew from the weights, after the first `split` terms; the later
             terms go by it, and `mask`, if there is one, holds it afterwards.
         split: see `limit`.
@@ -192,7 +195,7 @@ def pair(
     pid: int,
     seed: int,
     eps: float,
-    mask: Tensor | Limit | None,
+    mask: Tensor | Places | Limit | None,
     out_plus: Tensor,
     out_minus: Tensor,
     *,
@@ -203,7 +206,7 @@ def pair(
 
     Args:
         kind, weight, pid, offset: as for `sweep`; `weight` is not modified.
-        mask: bool, as many elements, or bits, or a limit on the weights' own size.
+        mask: bool, as many elements, or bits, or places, or a limit on the weights' own size.
         seed: 64-bit seed of the direction.
         eps: perturbation scale.
         out_plus, out_minus: contiguous, dtype and number of elements of `weight`, other memory.
@@ -213,11 +216,13 @@ def pair(
         ValueError: a tensor is something else.
         RuntimeError: the kernels are not available.
     """
+    from zolab.optim.backend import Limit
+
     on = _library()
     size = weight.numel()
     at = _pointer("weight", weight)
-    given = isinstance(mask, Tensor)
-    chosen = _mask(mask if given else None, weight, None if given else mask, offset=offset)
+    limit = mask if isinstance(mask, Limit) else None
+    chosen = _mask(None if limit else mask, weight, limit, offset=offset)
     plus = _pointer("out_plus", out_plus, weight.dtype, size)
     minus = _pointer("out_minus", out_minus, weight.dtype, size)
     if size and len({at, plus, minus}) < 3:
@@ -271,21 +276,31 @@ def _pointer(
 
 
 def _mask(
-    mask: Tensor | None, weight: Tensor, limit: Limit | None, split: int = 0, offset: int = 0
+    mask: Tensor | Places | None,
+    weight: Tensor,
+    limit: Limit | None,
+    split: int = 0,
+    offset: int = 0,
 ) -> _CMask:
-    """A mask as C takes it: held as bytes or bits, or decided from the weights, or both."""
-    at, form, size = None, 0, weight.numel()
-    if mask is not None:
+    """A mask as C takes it: held as bytes, bits or places, or decided from the weights, or both."""
+    at, starts, form, size = None, None, 0, weight.numel()
+    if mask is not None and not isinstance(mask, Tensor):
+        if limit is not None or offset + size > mask.size:
+            raise ValueError(f"mask: expected places of {mask.size} elements and no limit")
+        form = 3
+        at = _pointer("mask", mask.places, torch.int16)
+        starts = _pointer("mask", mask.starts, torch.int32, -(-mask.size // _TILE) + 1)
+    elif mask is not None:
         form = 2 if mask.dtype == torch.uint8 else 1
         if form == 2 and offset % 8:
             raise ValueError(f"mask: bits begin with a byte, not at element {offset}")
         dtype, length = (torch.uint8, -(-size // 8)) if form == 2 else (torch.bool, size)
         at = _pointer("mask", mask, dtype, length)
     if limit is None:
-        return _CMask(at, form, 0, 0.0, 0)
+        return _CMask(at, starts, form, 0, 0.0, 0)
     # torch compares in the dtype of the weights.
     threshold = float(torch.tensor(limit.threshold, dtype=weight.dtype))
-    return _CMask(at, form, 1 if limit.below else 2, threshold, split)
+    return _CMask(at, starts, form, 1 if limit.below else 2, threshold, split)
 
 
 def _split(count: int, run: Callable[[int, int], None], unit: int = _TILE, weight: int = 1) -> None:

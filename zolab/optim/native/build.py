@@ -19,7 +19,10 @@ from pathlib import Path
 
 _HERE = Path(__file__).parent
 SOURCE = _HERE / "kernels.c"
-_INPUTS = (SOURCE, *(_HERE / name for name in ("masks.h", "noise.h", "sparse.h", "storage.h")))
+_INPUTS = (
+    SOURCE,
+    *(_HERE / name for name in ("masks.h", "noise.h", "sparse.h", "storage.h", "terms.h")),
+)
 _PROBE = _HERE / "probe.py"
 
 # No contraction of a * b + c into one rounding: the bits are those of separate operations. The two

@@ -14,146 +14,9 @@
 #include "noise.h"
 #include "sparse.h"
 #include "storage.h"
+#include "terms.h"
 
-#define ABI 2
-
-enum { STREAM_Z = 0, STREAM_ROUNDING = 1 };
-
-typedef struct {
-    double a;         /* coefficient of z */
-    double scale;     /* factor on the weights first */
-    uint64_t seed;    /* Philox key */
-    const float *z;   /* z of these weights if it was kept, else NULL */
-    int32_t stochastic;
-} Term;
-
-static void scale32(float *w, float s, int n) {
-    for (int i = 0; i < n; i++) w[i] *= s;
-}
-
-static void axpy32(float *restrict w, const float *restrict z, float a, int n) {
-    for (int i = 0; i < n; i++) w[i] = z[i] * a + w[i];
-}
-
-static void scale64(double *w, double s, int n) {
-    for (int i = 0; i < n; i++) w[i] *= s;
-}
-
-static void axpy64(double *restrict w, const float *restrict z, double a, int n) {
-    for (int i = 0; i < n; i++) w[i] = (double)z[i] * a + w[i];
-}
-
-/* to[i] = from[i] where the mask is set, bit by bit. */
-#define DEFINE_SELECT(NAME, TYPE)                                                                  \
-    static void NAME(                                                                              \
-        TYPE *restrict to, const TYPE *restrict from, const uint8_t *restrict mask, int n          \
-    ) {                                                                                            \
-        for (int i = 0; i < n; i++) {                                                              \
-            TYPE chosen = (TYPE)(0 - (TYPE)(mask[i] != 0));                                        \
-            to[i] = (TYPE)((from[i] & chosen) | (to[i] & (TYPE)~chosen));                          \
-        }                                                                                          \
-    }
-DEFINE_SELECT(select16, uint16_t)
-DEFINE_SELECT(select32, uint32_t)
-DEFINE_SELECT(select64, uint64_t)
-
-/* Noise of one (seed, tile), made when it is first asked for. */
-typedef struct {
-    int kind;
-    uint32_t pid;
-    const float *table;
-    uint64_t z_seed, word_seed;
-    int has_z, has_words;
-    const uint8_t *live;   /* elements of the tile that z is needed of; NULL: all */
-    const uint16_t *index; /* their places, when only they are worked on; else NULL */
-    float z[TILE];
-    uint32_t words[TILE + 4]; /* a tile may begin and end within a counter */
-} Source;
-
-static const float *direction(Source *source, const float *kept, uint64_t seed, Tile tile) {
-    if (kept != NULL && source->index == NULL)
-        return kept + tile.at;
-    if (kept != NULL) {
-        for (int i = 0; i < tile.n; i++) source->z[i] = kept[tile.at + source->index[i]];
-        source->has_z = 0;
-        return source->z;
-    }
-    if (source->has_z && source->z_seed == seed)
-        return source->z;
-    if (source->index != NULL)
-        noise_places(
-            source->kind, source->z, tile.first, source->index, tile.n, seed, source->pid,
-            source->table
-        );
-    else if (source->live == NULL)
-        noise_tile(
-            source->kind, source->z, tile.first, tile.n, seed, source->pid, STREAM_Z, source->table
-        );
-    else
-        noise_tile_live(
-            source->kind, source->z, tile.first, tile.n, seed, source->pid, source->table,
-            source->live
-        );
-    source->has_z = 1;
-    source->z_seed = seed;
-    return source->z;
-}
-
-static const uint32_t *rounding(Source *source, uint64_t seed, Tile tile) {
-    const int skip = (int)(tile.first % 4);
-    if (source->index != NULL) {
-        if (!source->has_words || source->word_seed != seed)
-            words_places(
-                source->words, tile.first, source->index, tile.n, seed, source->pid,
-                STREAM_ROUNDING
-            );
-        source->has_words = 1;
-        source->word_seed = seed;
-        return source->words;
-    }
-    if (!source->has_words || source->word_seed != seed)
-        block_words(
-            source->words, tile.first / 4, (skip + tile.n + 3) / 4, seed, source->pid,
-            STREAM_ROUNDING
-        );
-    source->has_words = 1;
-    source->word_seed = seed;
-    return source->words + skip;
-}
-
-/* One tile of float64 weights. */
-static void terms64(Source *source, double *w, Tile tile, const Term *terms, int count) {
-    for (const Term *t = terms; t < terms + count; t++) {
-        if (t->scale != 1.0)
-            scale64(w, t->scale, tile.n);
-        if (t->a != 0.0)
-            axpy64(w, direction(source, t->z, t->seed, tile), t->a, tile.n);
-    }
-}
-
-/* One tile in float32. For 16-bit weights the values after each write are those of the dtype, except
- * that the last rounding to nearest is left to the store. */
-static void terms32(
-    Source *source, int dtype, float *w, Tile tile, const Term *terms, int count
-) {
-    const int narrow = dtype != FLOAT32;
-    int unrounded = 0;
-    for (const Term *t = terms; t < terms + count; t++) {
-        for (int part = 0; part < 2; part++) {
-            if (part == 0 ? t->scale == 1.0 : t->a == 0.0)
-                continue;
-            if (unrounded)
-                round16(dtype, w, tile.n);
-            if (part == 0)
-                scale32(w, (float)t->scale, tile.n);
-            else
-                axpy32(w, direction(source, t->z, t->seed, tile), (float)t->a, tile.n);
-            if (narrow && t->stochastic)
-                stochastic16(dtype, w, rounding(source, t->seed, tile), tile.n);
-            unrounded = narrow;
-        }
-    }
-}
+#define ABI 3
 
 /* The entry points. Pointers are to element `offset` of the parameter, kept directions as well. */
 
@@ -192,95 +55,13 @@ void zo_rows(
         );
 }
 
-/* Terms on a few weights of a tile, at source->index. */
-static void part_few(
-    Source *source, int dtype, void *weight, Tile tile, const Term *terms, int count
-) {
-    const uint16_t *at = source->index;
-    const int n = tile.n;
-    if (dtype == FLOAT64) {
-        double *w = (double *)weight + tile.at, few[TILE / 8 + 1];
-        for (int i = 0; i < n; i++) few[i] = w[at[i]];
-        terms64(source, few, tile, terms, count);
-        for (int i = 0; i < n; i++) w[at[i]] = few[i];
-    } else if (dtype == FLOAT32) {
-        float *w = (float *)weight + tile.at, few[TILE / 8 + 1];
-        for (int i = 0; i < n; i++) few[i] = w[at[i]];
-        terms32(source, dtype, few, tile, terms, count);
-        for (int i = 0; i < n; i++) w[at[i]] = few[i];
-    } else {
-        uint16_t *w = (uint16_t *)weight + tile.at, narrow[TILE / 8 + 1];
-        float few[TILE / 8 + 1];
-        for (int i = 0; i < n; i++) narrow[i] = w[at[i]];
-        load16(dtype, few, narrow, n);
-        terms32(source, dtype, few, tile, terms, count);
-        store16(dtype, narrow, few, n);
-        for (int i = 0; i < n; i++) w[at[i]] = narrow[i];
-    }
-}
-
-/* Terms on one tile of weights; `chosen` has a byte for each of its elements, or is NULL. */
-static void part(
-    Source *source, int dtype, void *weight, const uint8_t *chosen, Tile tile, const Term *terms,
-    int count
-) {
-    union {
-        float f[TILE];
-        double d[TILE];
-        uint32_t u32[TILE];
-        uint64_t u64[TILE];
-    } work;
-    uint16_t narrow[TILE];
-    const size_t n = (size_t)tile.n;
-    if (count == 0)
-        return;
-    source->has_z = source->has_words = 0;
-    source->live = chosen;
-    source->index = NULL;
-    if (chosen != NULL) {
-        uint16_t places[TILE / 8 + 32];
-        int few = live_places(chosen, tile.n, places);
-        if (few >= 0) {
-            Tile those = {tile.first, tile.at, few};
-            source->index = places;
-            part_few(source, dtype, weight, those, terms, few ? count : 0);
-            return;
-        }
-    }
-    if (dtype == FLOAT64) {
-        double *w = (double *)weight + tile.at;
-        if (chosen == NULL) {
-            terms64(source, w, tile, terms, count);
-        } else {
-            memcpy(work.d, w, n * sizeof *w);
-            terms64(source, work.d, tile, terms, count);
-            select64((uint64_t *)weight + tile.at, work.u64, chosen, tile.n);
-        }
-    } else if (dtype == FLOAT32) {
-        float *w = (float *)weight + tile.at;
-        if (chosen == NULL) {
-            terms32(source, dtype, w, tile, terms, count);
-        } else {
-            memcpy(work.f, w, n * sizeof *w);
-            terms32(source, dtype, work.f, tile, terms, count);
-            select32((uint32_t *)weight + tile.at, work.u32, chosen, tile.n);
-        }
-    } else {
-        uint16_t *w = (uint16_t *)weight + tile.at;
-        load16(dtype, work.f, w, tile.n);
-        terms32(source, dtype, work.f, tile, terms, count);
-        store16(dtype, chosen == NULL ? w : narrow, work.f, tile.n);
-        if (chosen != NULL)
-            select16(w, narrow, chosen, tile.n);
-    }
-}
-
 /* Apply terms to weight[begin .. end]. A mask of bits begins with the parameter. */
 void zo_sweep(
     int32_t kind, int32_t dtype, void *weight, const Mask *mask, int64_t begin, int64_t end,
     uint64_t offset, uint32_t pid, const Term *terms, int32_t count, const float *table
 ) {
     uint8_t before[TILE], after[TILE];
+    uint16_t spare[TILE];
     Source source;
     source.kind = kind;
     source.pid = pid;
@@ -288,6 +69,13 @@ void zo_sweep(
     const int split = mask->limit ? mask->split : count;
     for (Tile tile = tile_at(offset, begin, end); tile.n > 0;
          tile = tile_at(offset, tile.at + tile.n, end)) {
+        if (mask->form == PLACES) {
+            int few;
+            const uint16_t *places = places_of(mask, spare, tile, &few);
+            fetch_ahead(mask, (char *)weight, dtype, tile, end);
+            part_places(&source, dtype, weight, places, few, tile, terms, count);
+            continue;
+        }
         if (split > 0)
             part(&source, dtype, weight, held(mask, before, tile), tile, terms, split);
         if (mask->limit) {
@@ -310,6 +98,12 @@ void zo_pair(
     source.kind = kind;
     source.pid = pid;
     source.table = table;
+    if (mask->form == PLACES) {
+        pair_places(
+            &source, dtype, weight, mask, begin, end, offset, kept, seed, eps, plus, minus
+        );
+        return;
+    }
     for (Tile tile = tile_at(offset, begin, end); tile.n > 0;
          tile = tile_at(offset, tile.at + tile.n, end)) {
         const int n = tile.n;

@@ -8,7 +8,7 @@ from __future__ import annotations
 import ctypes
 import sys
 
-_ABI = 2
+_ABI = 3
 _ELEMENTS = 4099  # two tiles and a tail
 # Philox4x32-10, key 0, counter 0: from the known-answer file of the authors' Random123 library.
 _WORDS = (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)
@@ -31,6 +31,7 @@ class Mask(ctypes.Structure):
 
     _fields_ = (
         ("at", ctypes.c_void_p),
+        ("starts", ctypes.c_void_p),
         ("form", ctypes.c_int32),
         ("limit", ctypes.c_int32),
         ("threshold", ctypes.c_double),
@@ -74,14 +75,17 @@ def main(path: str) -> int:
     mask = (ctypes.c_uint8 * _ELEMENTS)(*([1, 0, 1] * _ELEMENTS)[:_ELEMENTS])
     rows = (ctypes.c_int64 * 1)(3)
     weight, plus, minus = ((ctypes.c_double * _ELEMENTS)() for _ in range(3))
+    places = (ctypes.c_uint16 * 4)(0, 2047, 7, 1)
+    starts = (ctypes.c_int32 * 4)(0, 2, 3, 4)
     terms = (Term * 2)(Term(0.5, 0.9, 1, None, 1), Term(0.5, 1.0, 2, None, 0))
     for kind in range(3):
         lib.zo_fill(kind, weight, 0, _ELEMENTS, 5, 1, 2, 0, table)
         lib.zo_rows(kind, weight, rows, 0, 1, 77, 1, 2, 0, table)
         for dtype in range(4):
-            for form, limit in ((0, 0), (1, 0), (2, 0), (1, 1), (2, 2), (0, 1)):
-                at = ctypes.addressof(mask) if form else None
-                chosen = ctypes.byref(Mask(at, form, limit, 0.5, 1))
+            for form, limit in ((0, 0), (1, 0), (2, 0), (1, 1), (2, 2), (0, 1), (3, 0)):
+                at = (None, mask, mask, places)[form]
+                at = at and ctypes.addressof(at)
+                chosen = ctypes.byref(Mask(at, ctypes.addressof(starts), form, limit, 0.5, 1))
                 ends = (chosen, 0, _ELEMENTS, 5, 2)
                 lib.zo_sweep(kind, dtype, weight, *ends, terms, 2, table)
                 lib.zo_pair(kind, dtype, weight, *ends, 1, None, 0.1, plus, minus, table)

@@ -34,6 +34,8 @@ __all__ = ["fill", "handles", "pair", "rows", "settle", "sweep", "sweep_many", "
 NAME = "triton"
 #: z that is kept is not read: making it costs no more than fetching it.
 READS_KEPT = False
+#: Masks are held as bytes or bits.
+READS_PLACES = False
 
 _LOG = logging.getLogger(__name__)
 _KINDS = {"gauss": 0, "gauss8": 1, "rademacher": 2}

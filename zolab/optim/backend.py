@@ -6,7 +6,7 @@ parameter's dtype. A fused sweep therefore equals the same terms applied one by 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -70,6 +70,12 @@ class ZSource(Protocol):
     def z(self, pid: int, seed: int, offset: int, count: int, device: torch.device) -> Tensor:
         """Elements `offset` to `offset + count` of a direction: float32 (count,); read only."""
 
+    def chunk(self, pid: int) -> int:
+        """Elements of a parameter that plain torch sweeps at once."""
+
+    def reader(self, pid: int, seed: int, device: torch.device) -> Callable[[int, int], Tensor]:
+        """`z` of one parameter in pieces, by offset and count; the next may overwrite a piece."""
+
     def stored(
         self, pid: int, seed: int, offset: int, count: int, device: torch.device
     ) -> Tensor | None:
@@ -103,13 +109,16 @@ def sweep_(
     mask = limit.of(weight) if limit else mask
     flat = weight.view(-1)
     keep = None if mask is None else mask.view(-1)
-    for start in range(0, flat.numel(), CHUNK):
-        part = flat[start : start + CHUNK]
-        chosen = None if keep is None else keep[start : start + CHUNK]
+    at_once = source.chunk(pid)
+    seeds = {term.seed for term in terms if term.a != 0.0}
+    readers = {seed: source.reader(pid, seed, flat.device) for seed in seeds}
+    for start in range(0, flat.numel(), at_once):
+        part = flat[start : start + at_once]
+        chosen = None if keep is None else keep[start : start + at_once]
         z, z_seed = part, None
         for term in terms:
             if term.a != 0.0 and term.seed != z_seed:
-                z = source.z(pid, term.seed, start, part.numel(), part.device)
+                z = readers[term.seed](start, part.numel())
                 z_seed = term.seed
             apply_term_(part, z, term, pid, start, chosen)
 
@@ -122,7 +131,10 @@ def apply_term_(
         _write_(part, _wide(part) * term.scale, term, pid, offset, mask)
     if term.a != 0.0:
         step = z * term.a if part.dtype != torch.float64 else z.to(torch.float64) * term.a
-        _write_(part, step.add_(part), term, pid, offset, mask)
+        if mask is None and part.dtype == step.dtype:
+            part.add_(step)
+        else:
+            _write_(part, step.add_(part), term, pid, offset, mask)
 
 
 def resweep_(
@@ -179,10 +191,11 @@ def pair(
     mask = mask.of(weight) if isinstance(mask, Limit) else mask
     keep = None if mask is None else mask.view(-1)
     above, below = plus.view(-1), minus.view(-1)
-    for start in range(0, weight.numel(), CHUNK):
-        here = slice(start, start + CHUNK)
+    at_once, read = source.chunk(pid), source.reader(pid, seed, weight.device)
+    for start in range(0, weight.numel(), at_once):
+        here = slice(start, start + at_once)
         wide = _wide(weight.view(-1)[here])
-        step = source.z(pid, seed, offset + start, len(wide), weight.device).to(wide.dtype) * eps
+        step = read(offset + start, len(wide)).to(wide.dtype) * eps
         if keep is not None:
             step.masked_fill_(~keep[here], 0.0)
         above[here] = wide + step

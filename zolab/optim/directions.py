@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from zolab.optim import fast
+from zolab.optim.backend import CHUNK
 from zolab.optim.noise import make_noise
 from zolab.optim.parameters import ParamInfo
 
@@ -62,9 +63,25 @@ class Direction:
         """Bytes taken for a moment to make the z of a parameter, beside the chunk asked for."""
         return 0
 
+    def factor_bytes(self, info: ParamInfo) -> int | None:
+        """Bytes of `factors` while they are in use; None where a matrix has none of its shape."""
+        return None
+
     def gain(self, pid: int) -> float:
         """Factor on the estimate of one parameter: its gradient estimate is gain * c * z."""
         return 1.0
+
+    def chunk(self, pid: int) -> int:
+        """Elements of one parameter's z best made at once in a sweep."""
+        return CHUNK
+
+    def reader(self, pid: int, seed: int, device: torch.device) -> Callable[[int, int], Tensor]:
+        """`z` of one parameter in pieces, by offset and count; the next may overwrite a piece."""
+        return lambda offset, count: self.z(pid, seed, offset, count, device)
+
+    def factors(self, pid: int, seed: int, device: torch.device) -> tuple[Tensor, Tensor] | None:
+        """left (m, r) and right (n, r), float32, with z = left @ rightᵀ; None for no such thing."""
+        return None
 
     def rows(self, pid: int, seed: int, index: Tensor, width: int) -> Tensor:
         """Rows `index` (int64) of a (rows, width) parameter's z: float32 (len(index), width)."""
@@ -129,6 +146,13 @@ class Kept:
         if self.kind is not None and not fast.makes(self.kind, torch.device("cpu")):
             planned = 16 * sum(self._sizes.values()) // self.direction.noise.per_block
         return kept + planned + self.direction.state_bytes()
+
+    def chunk(self, pid: int) -> int:
+        return CHUNK
+
+    def reader(self, pid: int, seed: int, device: torch.device) -> Callable[[int, int], Tensor]:
+        z = self._direction(seed, device)[pid]
+        return lambda offset, count: z[offset : offset + count]
 
     def rows(self, pid: int, seed: int, index: Tensor, width: int) -> Tensor:
         return self._direction(seed, index.device)[pid].view(-1, width)[index]

@@ -250,6 +250,28 @@ class Engine:
         self.renew_mask(info)
         self.sweep_held(info, after)
 
+    def factors(self, info: ParamInfo, weight: Tensor, seed: int) -> tuple[Tensor, Tensor] | None:
+        """z of a matrix as left @ rightᵀ, float32 (m, r) and (n, r); None where it is no such
+        product in the matrix's own shape, or a mask is on it.
+
+        Args:
+            info: which parameter.
+            weight: its clean weights.
+            seed: direction.
+        """
+        begin = time.perf_counter()
+        found = self.direction.factors(info.pid, seed, weight.device)
+        self.clock.perturb += time.perf_counter() - begin
+        if found is None or weight.shape != (len(found[0]), len(found[1])):
+            return None
+        return found if self.choice_of(info, weight) is True else None
+
+    def whole_z(self, info: ParamInfo, weight: Tensor, seed: int) -> Tensor:
+        """z of a small parameter, 0 where a mask leaves it alone: float32 (numel,)."""
+        z = self.source.z(info.pid, seed, 0, info.numel, weight.device)
+        mask = self.mask_of(info, weight)
+        return z if mask is True else z * mask
+
     def pair(self, info: ParamInfo, weight: Tensor, seed: int, eps: float) -> tuple[Tensor, Tensor]:
         """W + eps z and W - eps z of one parameter, from its clean weights."""
         return self.pair_rows(info, weight, seed, eps, self.choice_of(info, weight), 0)

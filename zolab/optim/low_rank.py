@@ -23,6 +23,8 @@ from zolab.optim.masks import Dense
 from zolab.optim.parameters import ParamInfo
 
 BLOCK = 64
+#: Elements of a product made at once in a sweep, at least a block: they stay in a core's cache.
+PIECE = 1 << 17
 #: Probe numbers of the seeds of bases; those of real directions are small.
 _LEFT, _RIGHT = (1 << 32) - 2, (1 << 32) - 3
 
@@ -92,6 +94,12 @@ class LowRank(Direction):
         n, r = self.shapes[info.pid][1], self.rank_of(info.pid)
         return 4 * min(info.numel, CHUNK + 2 * BLOCK * n) * (n + 2 * r) // n
 
+    def factor_bytes(self, info: ParamInfo) -> int | None:
+        if self.shapes.get(info.pid) != tuple(info.param.shape):
+            return None
+        (m, n), r = self.shapes[info.pid], self.rank_of(info.pid)
+        return 4 * (2 * m + n) * (r + 1)  # the left one is also put together with a bias's z
+
     def period_at(self, step: int) -> int:
         """Period of a step, from 0."""
         return (step - 1) // self.refresh_every
@@ -100,8 +108,29 @@ class LowRank(Direction):
         """Rank of a matrix's z: `rank`, or its shorter side."""
         return min(self.rank, *self.shapes[pid])
 
-    def factors(self, pid: int, seed: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    def chunk(self, pid: int) -> int:
+        if pid not in self.shapes:
+            return super().chunk(pid)
+        block = BLOCK * self.shapes[pid][1]
+        return max(1, PIECE // block) * block
+
+    def reader(self, pid: int, seed: int, device: torch.device) -> Callable[[int, int], Tensor]:
+        if pid not in self.shapes:
+            return super().reader(pid, seed, device)
+        left, right = self.factors(pid, seed, device)
+        m, n = self.shapes[pid]
+        size = min(m, self.chunk(pid) // n + 2 * BLOCK)
+        pages = torch.empty(size, n, dtype=torch.float32, device=device)
+
+        def read(offset: int, count: int) -> Tensor:
+            return product(lambda a, b: left[a:b], right, m, offset, count, pages)
+
+        return read
+
+    def factors(self, pid: int, seed: int, device: torch.device) -> tuple[Tensor, Tensor] | None:
         """left (m, r) and right (n, r), float32, with z = left @ rightᵀ of `shapes[pid]`."""
+        if pid not in self.shapes:
+            return None
         rows = torch.arange(self.shapes[pid][0], device=device)
         period = self._period(seed)
         return self._left(pid, seed, period, rows), self.right(pid, period, device)
@@ -240,7 +269,12 @@ class LazyLowRank(LowRank):
 
 
 def product(
-    left: Callable[[int, int], Tensor], right: Tensor, num_rows: int, offset: int, count: int
+    left: Callable[[int, int], Tensor],
+    right: Tensor,
+    num_rows: int,
+    offset: int,
+    count: int,
+    pages: Tensor | None = None,
 ) -> Tensor:
     """Elements `offset` to `offset + count` of left @ rightᵀ in row-major order.
 
@@ -248,6 +282,7 @@ def product(
         left: gives rows `start` to `stop` of the left factor, float32 (stop - start, r).
         right: float32 (n, r).
         num_rows: m, rows of the product.
+        pages: float32 (rows, n) to write to, where it has enough rows; None for new memory.
 
     Returns:
         float32 (count,).
@@ -257,7 +292,10 @@ def product(
     last = min(num_rows, -(-(offset + count) // width))
     last = min(num_rows, -(-last // BLOCK) * BLOCK)
     rows = left(first, last)
-    out = torch.empty(last - first, width, dtype=torch.float32, device=right.device)
+    if pages is not None and len(pages) >= last - first:
+        out = pages[: last - first]
+    else:
+        out = torch.empty(last - first, width, dtype=torch.float32, device=right.device)
     for i in range(0, last - first, BLOCK):
         torch.mm(rows[i : i + BLOCK], right.T, out=out[i : i + BLOCK])
     skip = offset - first * width

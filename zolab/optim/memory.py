@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from zolab.optim import fast
-from zolab.optim.backend import CHUNK
 from zolab.optim.engine import Engine, half_precision
 from zolab.optim.parameters import ParamInfo
 
@@ -67,7 +66,7 @@ def memory_of(optimizer: ZeroOrder) -> Memory:
 
 def update_bytes(engine: Engine, rule: object, rounds: bool, info: ParamInfo) -> int:
     """Scratch while one parameter is swept and updated."""
-    size = min(info.numel, CHUNK)
+    size = min(info.numel, engine.source.chunk(info.pid))
     out = engine.direction.scratch_bytes(info)
     if rule.stateful or not decided_on_the_way(engine, info):
         out += spread_bytes(engine, info)
@@ -109,7 +108,7 @@ def pair_bytes(engine: Engine, infos: Iterable[ParamInfo], at_most: int | None) 
         copies += 2 * piece * info.param.element_size()
         extra = engine.direction.scratch_bytes(info)
         if not fast.handles(engine.source.kind, info.data):
-            extra += 8 * min(piece, CHUNK) + noise_bytes(engine, info)
+            extra += 8 * min(piece, engine.source.chunk(info.pid)) + noise_bytes(engine, info)
         if engine.mask.covers(info) and not decided_on_the_way(engine, info):
             extra = info.numel + max(extra, engine.mask.making_bytes(info))
         making = max(making, extra)

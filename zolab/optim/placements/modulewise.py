@@ -20,6 +20,8 @@ from zolab.optim.bits import mask_rows
 from zolab.optim.engine import Engine
 from zolab.optim.memory import pair_bytes, spread_bytes
 from zolab.optim.parameters import ParamInfo
+from zolab.optim.placements.factored import add_products_
+from zolab.optim.placements.rows import half_rows, is_plain, join, join_rows, tensors
 
 #: Rows of a big weight perturbed and multiplied at once: scratch stays at a few MB.
 CHUNK_ELEMENTS = 1 << 22
@@ -130,20 +132,26 @@ class ModuleWise:
         """
         alive = alone = 0
         for name, module, own in self.owners:
-            if _is_plain(module, nn.Embedding):
+            if is_plain(module, nn.Embedding):
                 alone = max(alone, *(spread_bytes(self.engine, info) for info in own))
                 continue
-            at_most = CHUNK_ELEMENTS if _is_plain(module, nn.Linear) else None
-            copies, making = pair_bytes(self.engine, own, at_most)
+            thin = self._factor_bytes(module, own)
+            at_most = CHUNK_ELEMENTS if is_plain(module, nn.Linear) else None
+            copies, making = (thin, thin) if thin else pair_bytes(self.engine, own, at_most)
             alone = max(alone, making)
             if name != self.owners[-1][0]:
                 alive = max(alive, copies)
         return alive, alone
 
+    def _factor_bytes(self, module: nn.Module, own: list[ParamInfo]) -> int | None:
+        """Bytes of what `_factored` makes beside its output; None for other modules."""
+        mine = [info for info in own if is_plain(module, nn.Linear) and info.param is module.weight]
+        return self.engine.direction.factor_bytes(mine[0]) if mine else None
+
     # -- the wrapper -----------------------------------------------------------------------------
 
     def _note_batch(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
-        first = next(iter(_tensors((args, kwargs))), None)
+        first = next(iter(tensors((args, kwargs))), None)
         if first is not None:
             tokens = first.shape[0] * first.shape[1] if first.dim() > 1 else first.shape[0]
             self._leading = (first.shape[0], tokens)
@@ -153,16 +161,39 @@ class ModuleWise:
 
         def run(*args: Any, **kwargs: Any) -> Any:
             self.entered.update(info.pid for info in own)
+            if self._stands(own):
+                with self._clean_inside(own):
+                    return forward(*args, **kwargs)
             if self._sign is None:
                 return self._both(name, module, own, forward, args, kwargs)
-            if not self._active.intersection(info.pid for info in own):
+            out = self._factored(module, own, args, (self._sign,))
+            if out is None and not self._active.intersection(info.pid for info in own):
                 out = self._in_pieces(module, own, args, (self._sign,))
-                if out is not None:
-                    return out
+            if out is not None:
+                return out
             with self._perturbed(own, self._sign):
                 return forward(*args, **kwargs)
 
         return run
+
+    def _stands(self, own: list[ParamInfo]) -> bool:
+        """Whether a mask of whole layers leaves all of a module's weights alone in this step."""
+        if not self.engine.mask.structured:
+            return False
+        choices = (self.engine.choice_of(info, self._clean[info.pid]) for info in own)
+        return all(choice is False for choice in choices)
+
+    @contextmanager
+    def _clean_inside(self, own: list[ParamInfo]) -> Iterator[None]:
+        """The weights as they are, also where they are poisoned outside."""
+        outside = [info.param.data for info in own]
+        for info in own:
+            info.param.data = self._clean[info.pid]
+        try:
+            yield
+        finally:
+            for info, data in zip(own, outside, strict=True):
+                info.param.data = data
 
     @contextmanager
     def _perturbed(self, own: list[ParamInfo], sign: float) -> Iterator[None]:
@@ -193,9 +224,11 @@ class ModuleWise:
         kwargs: dict,
     ) -> Any:
         """First half of the rows with W + eps z, second half with W - eps z."""
-        sizes = {t.shape[0] for t in _tensors((args, kwargs)) if t.dim() > 0}
+        sizes = {t.shape[0] for t in tensors((args, kwargs)) if t.dim() > 0}
         self._check_rows(name, module, sizes)
-        out = self._in_pieces(module, own, args, (1.0, -1.0))
+        out = self._factored(module, own, args, (1.0, -1.0))
+        if out is None:
+            out = self._in_pieces(module, own, args, (1.0, -1.0))
         if out is not None:
             return out
         saved = [info.param.data for info in own]
@@ -207,14 +240,14 @@ class ModuleWise:
                 self._sign = sign
                 for info, both in zip(own, pairs, strict=True):
                     info.param.data = both[half]
-                outs.append(forward(*_half(args, half), **_half(kwargs, half)))
+                outs.append(forward(*half_rows(args, half), **half_rows(kwargs, half)))
         finally:
             self._sign = None
             self._active.difference_update(info.pid for info in own)
             for info, data in zip(own, saved, strict=True):
                 info.param.data = data
         del pairs, both  # scratch: the joined output must not come on top of it
-        return _join(outs[0], outs[1], self._batch() if sizes <= {1} else None)
+        return join(outs[0], outs[1], self._batch() if sizes <= {1} else None)
 
     def _batch(self) -> int | None:
         return None if self._leading is None else self._leading[0] // 2
@@ -232,6 +265,32 @@ class ModuleWise:
                 f"expected {sorted(allowed)}"
             )
 
+    def _factored(
+        self, module: nn.Module, own: list[ParamInfo], args: tuple, signs: tuple[float, ...]
+    ) -> Tensor | None:
+        """Output of a linear layer whose z is a product of thin factors; None for other modules.
+
+        One product with the weight as it is, for both signs, and two thin ones.
+        """
+        if not args or id(module) in self._own_forward or not is_plain(module, nn.Linear):
+            return None
+        by_param = {id(info.param): info for info in own}
+        info = by_param.get(id(module.weight))
+        if info is None or info.pid in self._active or args[0].shape[0] % len(signs):
+            return None
+        weight = self._clean[info.pid]
+        thin = self.engine.factors(info, weight, self.seed)
+        if thin is None:
+            return None
+        eps, left, bias = self.eps[info.group], thin[0], module.bias
+        added = by_param.get(id(bias))
+        if added is not None and added.pid not in self._active:
+            bias = self._clean[added.pid]
+            shift = self.engine.whole_z(added, bias, self.seed) * (self.eps[added.group] / eps)
+            left = torch.cat((left, shift[:, None]), dim=1)
+        out = F.linear(args[0], weight, bias)
+        return add_products_(out, args[0], left, thin[1], [sign * eps for sign in signs])
+
     def _in_pieces(
         self, module: nn.Module, own: list[ParamInfo], args: tuple, signs: tuple[float, ...]
     ) -> Tensor | None:
@@ -246,13 +305,13 @@ class ModuleWise:
         # Called by keyword, nothing is known about the names; a hook's forward does more.
         if not args or id(module) in self._own_forward:
             return None
-        if _is_plain(module, nn.Embedding) and module.max_norm is None:
+        if is_plain(module, nn.Embedding) and module.max_norm is None:
             return self._embedding(module, own[0], args[0], signs)
-        alone = len(own) == 1 and len(signs) == 2 and _is_plain(module, nn.Linear)
+        alone = len(own) == 1 and len(signs) == 2 and is_plain(module, nn.Linear)
         if alone and own[0].param is module.bias:
             return self._biased(module, own[0], args[0])
         big = max(info.numel for info in own) > CHUNK_ELEMENTS
-        if _is_plain(module, nn.Linear) and big and id(module.weight) in {id(i.param) for i in own}:
+        if is_plain(module, nn.Linear) and big and id(module.weight) in {id(i.param) for i in own}:
             return self._linear(module, own, args[0], signs)
         return None
 
@@ -279,13 +338,13 @@ class ModuleWise:
             step.masked_fill_(~chosen, 0.0)
         tables = [(wide + step if sign > 0 else wide - step).to(weight.dtype) for sign in signs]
         halves = zip(place.chunk(len(signs)), tables, strict=True)
-        return _rows([F.embedding(half, rows) for half, rows in halves])
+        return join_rows([F.embedding(half, rows) for half, rows in halves])
 
     def _biased(self, module: nn.Linear, info: ParamInfo, x: Tensor) -> Tensor:
         """A frozen weight under a trained bias: one product for both signs."""
         out = F.linear(x, module.weight)
         halves = zip(out.chunk(2), self._pair(info), strict=True)
-        return _rows([half + bias for half, bias in halves])
+        return join_rows([half + bias for half, bias in halves])
 
     def _linear(
         self, module: nn.Linear, own: list[ParamInfo], x: Tensor, signs: tuple[float, ...]
@@ -310,7 +369,7 @@ class ModuleWise:
         if biases is not None:
             ordered = [biases[0 if sign > 0 else 1] for sign in signs]
             halves = [half.add_(bias) for half, bias in zip(halves, ordered, strict=True)]
-        return _rows(halves)
+        return join_rows(halves)
 
     def _products(
         self,
@@ -336,53 +395,3 @@ class ModuleWise:
         if info is None or info.pid in self._active:
             return module.bias.data, module.bias.data
         return self._pair(info)
-
-
-def _is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether a module computes exactly what `kind` computes."""
-    return type(module).forward is kind.forward
-
-
-def _tensors(tree: Any) -> Iterator[Tensor]:
-    if isinstance(tree, Tensor):
-        yield tree
-    elif isinstance(tree, (tuple, list)):
-        for item in tree:
-            yield from _tensors(item)
-    elif isinstance(tree, dict):
-        for item in tree.values():
-            yield from _tensors(item)
-
-
-def _rows(parts: list[Tensor]) -> Tensor:
-    """Parts of a batch as one, without a copy if there is only one."""
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-
-def _half(tree: Any, half: int) -> Any:
-    """Half of the rows of every tensor; a single row belongs to both halves."""
-    if isinstance(tree, Tensor):
-        if tree.dim() == 0 or tree.shape[0] == 1:
-            return tree
-        return tree.chunk(2)[half]
-    if isinstance(tree, tuple):
-        return tuple(_half(item, half) for item in tree)
-    if isinstance(tree, list):
-        return [_half(item, half) for item in tree]
-    if isinstance(tree, dict):
-        return {key: _half(item, half) for key, item in tree.items()}
-    return tree
-
-
-def _join(first: Any, second: Any, batch: int | None) -> Any:
-    """Rows of both halves again; outputs of row-free inputs are repeated to `batch` rows each."""
-    if isinstance(first, Tensor):
-        if batch is not None and first.dim() > 0 and first.shape[0] == 1:
-            first = first.expand(batch, *first.shape[1:])
-            second = second.expand(batch, *second.shape[1:])
-        return torch.cat((first, second)) if first.dim() > 0 else torch.stack((first, second))
-    if isinstance(first, tuple):
-        return tuple(_join(a, b, batch) for a, b in zip(first, second, strict=True))
-    if isinstance(first, dict):
-        return type(first)({key: _join(first[key], second[key], batch) for key in first})
-    return first

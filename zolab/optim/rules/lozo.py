@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from zolab.optim.backend import CHUNK, Term, apply_term_
+from zolab.optim.backend import Term, apply_term_
 from zolab.optim.directions import Direction
 from zolab.optim.engine import Engine, Update
 from zolab.optim.low_rank import LazyLowRank, product
@@ -60,8 +60,9 @@ class FactorMomentum(Rule):
         lr = update.lr[info.group]
         move = Term(-lr, update.seeds[0], 1.0 - lr * update.weight_decay[info.group], stochastic)
         weight = info.data.view(-1)
-        for start in range(0, len(weight), CHUNK):
-            part = weight[start : start + CHUNK]
+        at_once = direction.chunk(info.pid)
+        for start in range(0, len(weight), at_once):
+            part = weight[start : start + at_once]
             step = product(lambda a, b: left[a:b], right, len(left), start, len(part))
             apply_term_(part, step, move, info.pid, start, None)
 

@@ -77,15 +77,15 @@ class Cache:
         except (OSError, KeyError, ValueError, TypeError, pa.ArrowException):
             return None
 
-    def put(self, source: Path, mark: str, facts: dict[str, Any], table: pl.DataFrame) -> None:
-        """Keep a copy; a folder that cannot be written is no error."""
+    def put(self, source: Path, mark: str, facts: dict[str, Any], table: pl.DataFrame) -> bool:
+        """Keep a copy; whether there is one now: a folder that cannot be written is no error."""
         if not self._use:
-            return
+            return False
         arrow = table.to_arrow()
         try:
             text = json.dumps({**facts, "fingerprint": mark})
         except (TypeError, ValueError):  # a config with a date in it: rare, and only slower
-            return
+            return False
         arrow = arrow.replace_schema_metadata({_META: text})
         temporary = ""
         try:
@@ -97,6 +97,8 @@ class Cache:
         except OSError:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
+            return False
+        return True
 
     def _path(self, source: Path) -> Path:
         try:

@@ -86,6 +86,14 @@ def from_rows(pairs: Sequence[tuple[int, Mapping[str, Any]]]) -> pl.DataFrame:
                 if key not in columns:
                     columns[key] = np.zeros(len(pairs))
                     logged[key] = np.zeros(len(pairs), dtype=bool)
-                columns[key][i], logged[key][i] = value, True
+                columns[key][i], logged[key][i] = _float(value), True
     steps = np.fromiter((step for step, _ in pairs), np.int64, len(pairs))
     return from_columns(steps, columns, logged)
+
+
+def _float(value: float) -> float:
+    """The nearest float; integers beyond all floats become infinite, as in `.wandb` files."""
+    try:
+        return float(value)
+    except OverflowError:
+        return float("inf") if value > 0 else float("-inf")

@@ -90,20 +90,18 @@ def _read_all(
     marks = {path: fingerprint([path]) for path in paths}
     known = {path: cache.get(path, marks[path]) for path in paths}
     new = [path for path in paths if known[path] is None]
-
-    def keep(path: Path, found: _Found | str) -> tuple[Path, _Found | str]:
-        if not isinstance(found, str):
-            cache.put(path, marks[path], *found)
-        return path, found
-
     sizes = sum(path.stat().st_size for path in new if path.exists())
     made: dict[Path, _Found | str] = {}
     if sizes > _PARALLEL_BYTES and workers > 1 and len(new) > 1:
         try:
             # Spawned, not forked: polars has threads, which a fork would leave behind.
             with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-                for path, found in zip(new, pool.map(_read_one, new), strict=True):
-                    made[path] = keep(path, found)[1]
+                jobs = pool.map(_keep, new, [marks[path] for path in new], [cache] * len(new))
+                for path, left in zip(new, jobs, strict=True):
+                    # Numbers go from process to process through the copy, which is mapped.
+                    found = cache.get(path, marks[path]) if left is None else left
+                    if found is not None:
+                        made[path] = found
         except (BrokenExecutor, OSError):
             made.clear()  # no second process to be had here: one does it too
     for path in paths:
@@ -113,7 +111,18 @@ def _read_all(
         elif path in made:
             yield path, made.pop(path)
         else:
-            yield keep(path, _read_one(path))
+            found = _read_one(path)
+            if not isinstance(found, str):
+                cache.put(path, marks[path], *found)
+            yield path, found
+
+
+def _keep(path: Path, mark: str, cache: Cache) -> _Found | str | None:
+    """Read one file and make its copy; what was read is given back only if there is none."""
+    found = _read_one(path)
+    if isinstance(found, str):
+        return found
+    return None if cache.put(path, mark, *found) else found
 
 
 def _read_one(path: Path) -> _Found | str:

@@ -12,7 +12,8 @@ import pytest
 
 from analysis.runs import flatten, read, read_local, read_wandb
 from zolab.errors import UserError
-from zolab.tracking.wandb_file import BLOCK_BYTES, WandbLog, read_log
+from zolab.tracking.wandb_blocks import BLOCK_BYTES
+from zolab.tracking.wandb_file import WandbLog, read_log
 
 
 def test_both_sources_give_the_same_tables(both: Path) -> None:

@@ -101,6 +101,9 @@ def test_the_fast_parser_equals_the_plain_one() -> None:
     assert fast.columns == ["step", "a", "b/c", "n", "rare"]
     assert fast.equals(plain, null_equal=True)
     assert [repr(v) for v in fast["a"].to_list()] == [repr(row["a"]) for row in rows]
+    huge = b'{"step": 1, "a": -1%s}\n' % (b"0" * 400)
+    assert folders._metrics(huge, log)["a"].to_list() == [float("-inf")]
+    assert folders._metrics(huge * 100, log)["a"].to_list() == [float("-inf")] * 100
     assert folders._parse_all(b'{"step": 1, "ok": true}\n') is None  # told apart line by line
     assert folders._parse_all(b'{"step": 1.5}\n{"a": 2}\n') is None
 

@@ -1,104 +1,162 @@
-"""History records as columns: the fast way against protobuf, record by record."""
+"""The fast reader of `.wandb` files against the plainest one, on files of every kind."""
 
 from __future__ import annotations
 
-import json
 import random
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import wandb_reference as plain
 from wandb.proto import wandb_internal_pb2 as wandb_pb
 
-from zolab.tracking.wandb_rows import History
+from zolab.tracking import wandb_blocks
+from zolab.tracking.wandb_file import read_log
 
-_Row = tuple[int, list[tuple[str, Any]]]
-
-
-def _record(number: int, row: _Row, *, nested: bool) -> bytes:
-    """One record as wandb writes it; keys as one word or as their parts."""
-    record = wandb_pb.Record(num=number)
-    step, items = row
-    for key, value in items:
-        item = record.history.item.add(value_json=json.dumps(value))
-        if nested:
-            item.nested_key.extend(key.split("|"))
-        else:
-            item.key = key
-    record.history.step.num = step
-    return record.SerializeToString()
-
-
-def _rows(rng: random.Random, num_rows: int) -> list[_Row]:
-    """Steps and lengths around every change of a varint, with the bytes 82 01 among them."""
-    steps = [0, 1, 127, 128, 130, 255, 256, 258, 16383, 16384, 16386, 33026, 2**31, 2**40]
-    rows: list[_Row] = []
-    for _ in range(num_rows):
-        items: list[tuple[str, Any]] = []
-        for name in rng.sample(["a", "train/loss", "k" * 120, "k" * 130, "ü", "\u0082", "_step",
-                                "x|y", "n"], rng.randint(0, 7)):  # fmt: skip
-            value = rng.choice([rng.gauss(0, 1), 10.0 ** rng.randint(-300, 300), rng.randrange(300),
-                                float("nan"), float("-inf"), True, "text", None, 2**60 + 1,
-                                {"max": 1.0}, "v" * rng.randint(100, 140)])  # fmt: skip
-            items.append((name, value))
-        rows.append((rng.choice(steps), items))
-    return rows
+_KEYS = [
+    "a",
+    "train/loss",
+    "k" * 90,
+    "k" * 120,
+    "k" * 130,
+    "ü",
+    "\u0082\u0001",
+    "_step",
+    "x|y",
+    "n",
+]
+# Steps around every change of a varint, with the bytes 82 01 among them.
+_STEPS = [0, 1, 127, 128, 130, 255, 256, 258, 16383, 16384, 16386, 33026, 2**31, 2**40]
 
 
-def _expected(rows: list[_Row]) -> list[tuple[int, dict[str, float]]]:
-    return [
-        (
-            step,
-            {
-                key: float(value)
-                for key, value in items
-                if isinstance(value, (int, float)) and not key.startswith("_")
-            },
-        )
-        for step, items in rows
+def _value(rng: random.Random, *, usual: bool) -> Any:
+    usual_ones = [
+        rng.gauss(0, 1),
+        rng.gauss(0, 1) * 10.0 ** rng.randint(-320, 300),
+        rng.randrange(300),
+        -0.0,
+        float("nan"),
+        float("-inf"),
+        float("inf"),
+        2**60 + 1,
     ]
+    odd_ones = [
+        True,
+        "text",
+        None,
+        {"max": 1.0},
+        [1],
+        10**90,
+        10**350,
+        "v" * rng.randint(100, 140),
+        "ü\x82",
+    ]
+    return rng.choice(usual_ones if usual or rng.random() < 0.8 else odd_ones)
 
 
-@pytest.mark.parametrize("seed", range(8))
-def test_every_record_is_as_protobuf_reads_it(seed: int) -> None:
+def _payloads(rng: random.Random, num_rows: int, *, usual: bool) -> list[bytes]:
+    """History rows whose keys change in number and order, and other records between them."""
+    made = []
+    keys = _KEYS[:3]
+    for number in range(num_rows):
+        if rng.random() < 0.02:  # a new key in mid-file, or one that stops
+            keys = rng.sample(_KEYS[:3] if usual else _KEYS, rng.randint(1, 3 if usual else 7))
+        chosen = rng.sample(keys, len(keys)) if usual else rng.sample(_KEYS, rng.randint(0, 7))
+        if not usual and chosen and rng.random() < 0.05:
+            chosen.append(chosen[0])  # the same key twice
+        row = rng.choice(_STEPS), [(key, _value(rng, usual=usual)) for key in chosen]
+        place = rng.choice([0, 1, 127, 130, 300, 70_000, number])
+        made.append(plain.history_record(place, row, nested=rng.random() < 0.5))
+        if rng.random() < 0.5:
+            record = wandb_pb.Record(num=number)
+            record.summary.update.add(key="a", value_json="x" * rng.choice([1, 50, 3000, 70_000]))
+            made.append(record.SerializeToString())
+        if rng.random() < 0.02:
+            made.append(rng.choice([b"", b"\x12", b"\x08\x01\x12\x05\x0a", rng.randbytes(40)]))
+    return made
+
+
+def _assert_same(path: Path, data: bytes) -> tuple[int, list[str]]:
+    path.write_bytes(data)
+    log = read_log(path)
+    rows, notes = plain.read(data)
+    assert log.notes == notes
+    np.testing.assert_equal(log.rows, rows)
+    signs = [np.signbit(list(row.values())).tolist() for _, row in log.rows]
+    assert signs == [np.signbit([row[k] for k in found]).tolist()
+                     for (_, row), (_, found) in zip(rows, log.rows, strict=True)]  # fmt: skip
+    return len(rows), notes
+
+
+@pytest.mark.parametrize("lot", [1, 3, 192])
+@pytest.mark.parametrize("usual", [True, False])
+def test_every_file_is_as_the_plain_reader_reads_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, usual: bool, lot: int
+) -> None:
+    monkeypatch.setattr(wandb_blocks, "_LOT_BLOCKS", lot)
+    rng = random.Random(10 * lot + usual)
+    for _ in range(4):
+        data = plain.framed(_payloads(rng, 400, usual=usual))
+        assert len(data) > 3 * plain.BLOCK
+        num_rows, _ = _assert_same(tmp_path / "run-x.wandb", data)
+        assert num_rows >= 300
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_damage_is_read_around_as_the_plain_reader_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    monkeypatch.setattr(wandb_blocks, "_LOT_BLOCKS", 1 + seed)
     rng = random.Random(seed)
-    rows = _rows(rng, 400)
-    if seed % 2:  # plain ones only, so that whole lots go the fast way
-        rows = [
-            (step, [(k, v) for k, v in items if isinstance(v, float) and len(k) < 120])
-            for step, items in rows
-        ]
-    numbers = [rng.choice([1, 127, 130, 300, 70_000]) for _ in rows]
-    payloads = [_record(n, row, nested=seed % 3 == 0) for n, row in zip(numbers, rows, strict=True)]
-    history = History(payloads)
-    for number in history.odd:
-        record = wandb_pb.Record.FromString(payloads[number])
-        items = {i.key or "|".join(i.nested_key): json.loads(i.value_json)
-                 for i in record.history.item}  # fmt: skip
-        history.put(number, record.history.step.num, items)
-    steps, values, logged = history.columns()
-    found = [
-        (int(step), {key: float(values[key][i]) for key in values if logged[key][i]})
-        for i, step in enumerate(steps)
-    ]
-    np.testing.assert_equal(found, _expected(rows))
-    if seed % 2 and seed % 3:
-        usual = {i for i, (step, items) in enumerate(rows) if items and step < 2**35}
-        assert usual.isdisjoint(history.odd)
+    good = plain.framed(_payloads(rng, 300, usual=bool(seed % 2)))
+    told: set[str] = set()
+    for _ in range(40):
+        block_edge = plain.BLOCK * rng.randint(0, len(good) // plain.BLOCK)
+        ends = [len(good), rng.randrange(len(good)), block_edge, block_edge + rng.randint(-9, 9)]
+        data = bytearray(good[: max(0, rng.choice(ends))])
+        for _ in range(rng.choice([0, 1, 1, 2, 6]) if data else 0):
+            place = rng.randrange(len(data))
+            kind = rng.randrange(4)
+            if kind == 0:
+                data[place : place + rng.randrange(5000)] = bytes(rng.randrange(3000))
+            elif kind == 1:
+                data[place - place % plain.BLOCK : place] = b""  # the start of a block is gone
+            else:
+                data[place] ^= 1 << rng.randrange(8)
+        told.update(note.split(" ", 1)[-1][:12] for note in _assert_same(
+            tmp_path / "run-x.wandb", bytes(data))[1])  # fmt: skip
+    assert {"damaged bloc", "inside a rec"} <= told
 
 
-def test_bytes_of_any_kind_raise_nothing() -> None:
+def test_usual_rows_never_reach_protobuf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The speed of reading hangs on it: rows of numbers are decoded as arrays."""
+    rng = random.Random(0)
+    steps = [step for step in _STEPS if step < 2**35]
+    rows = [(rng.choice(steps), [(key, _value(rng, usual=True)) for key in _KEYS[:3]])
+            for _ in range(500)]  # fmt: skip
+    payloads = [plain.history_record(n, row, nested=True) for n, row in enumerate(rows)]
+    path = tmp_path / "run-x.wandb"
+    path.write_bytes(plain.framed(payloads))
+
+    class Refuse:
+        @staticmethod
+        def FromString(payload: bytes) -> None:
+            raise AssertionError(f"decoded by protobuf: {payload!r}")
+
+    monkeypatch.setattr(wandb_pb, "Record", Refuse)
+    assert len(read_log(path).rows) == 500
+
+
+def test_bytes_of_any_kind_raise_nothing(tmp_path: Path) -> None:
+    """Sound checksums around broken records."""
     rng = random.Random(3)
-    good = [_record(n, row, nested=False) for n, row in enumerate(_rows(rng, 50))]
-    for _ in range(300):
+    good = _payloads(rng, 50, usual=False)
+    for _ in range(60):
         lot = [bytearray(payload) for payload in good]
         for payload in lot:
-            for _ in range(rng.randint(0, 3)):
+            for _ in range(rng.randint(0, 3) if payload else 0):
                 payload[rng.randrange(len(payload))] = rng.randrange(256)
-        history = History([bytes(payload) for payload in lot])
-        assert history.columns()[0].size == len(lot) - len(history.odd)
-
-
-def test_no_records() -> None:
-    steps, values, logged = History([]).columns()
-    assert (steps.size, values, logged) == (0, {}, {})
+        path = tmp_path / "run-x.wandb"
+        path.write_bytes(plain.framed([bytes(payload) for payload in lot]))
+        assert len(read_log(path).rows) <= len(good)

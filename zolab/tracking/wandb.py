@@ -85,7 +85,7 @@ class WandbMirror:
 def logged_steps(run_dir: Path) -> set[int]:
     """Steps that the `.wandb` files of earlier attempts hold."""
     files = sorted((run_dir / "wandb").glob("*run-*/run-*.wandb"))
-    return {step for path in files for step, _ in read_log(path).rows}
+    return {step for path in files for step in read_log(path).steps.tolist()}
 
 
 _service_owner: int | None = None

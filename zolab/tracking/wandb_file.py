@@ -1,23 +1,15 @@
 """Reader of offline `.wandb` files, without the wandb service.
 
-The file is a 7-byte header and then a LevelDB log: blocks of 32 KiB, each record split into
-fragments with their own checksum, each whole record one protobuf `Record`. wandb 0.30 removed the
-reader it used to ship, so this one is ours; only the protobuf classes come from wandb.
+The file is a LevelDB log (`wandb_blocks`) in which each record is one protobuf `Record`, most of
+them history rows (`wandb_rows`). wandb 0.30 removed the reader it used to ship, so this one is
+ours; only the protobuf classes come from wandb.
 
-Damage never raises: a fragment whose checksum is wrong ends the reading of its block, and reading
-goes on at the next block boundary, as LevelDB does. What was lost is told in `WandbLog.notes`.
-
-Source: LevelDB log format (block size, fragment types); checksum and header as measured on files
-of wandb 0.31.
+Damage never raises; what was lost is told in `WandbLog.notes`.
 """
 
 from __future__ import annotations
 
 import json
-import re
-import struct
-import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,22 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-BLOCK_BYTES = 32768
-_HEADER = struct.Struct("<4sHB")
-_HEADER_VALUE = (b":W&B", 0xBEE1, 0)
-_FRAGMENT = struct.Struct("<IHB")
-_FULL, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
-_TYPE_CRC = {kind: zlib.crc32(bytes([kind])) for kind in (_FULL, _FIRST, _MIDDLE, _LAST)}
-
-# Protobuf field numbers of `wandb_internal.Record` that are worth decoding. Every log call also
-# writes two summary records (field 3), which repeat the history: they are skipped undecoded.
-_FIELD_HISTORY, _FIELD_CONFIG, _FIELD_RUN, _FIELD_EXIT = 2, 5, 17, 18
-_WANTED = frozenset({_FIELD_HISTORY, _FIELD_CONFIG, _FIELD_RUN, _FIELD_EXIT})
-
-# What a record is of: behind its running number (field 1) nearly always stands the one field that
-# tells, with a tag of one byte.
-_KIND = re.compile(rb"(?:\x08[\x80-\xff]*[\x00-\x7f])?([\x12\x1a])", re.DOTALL)
-_HISTORY, _SUMMARY = b"\x12", b"\x1a"
+# Tags of a record's one field that tells what it is of (`wandb_internal.Record`). Every log call
+# also writes two summary records, which repeat the history: they are skipped undecoded.
+_HISTORY, _SUMMARY = 0x12, 0x1A
 
 
 @dataclass
@@ -97,31 +76,31 @@ def read_log(path: Path) -> WandbLog:
     from google.protobuf.message import DecodeError
     from wandb.proto import wandb_internal_pb2 as wandb_pb
 
+    from zolab.tracking.wandb_blocks import BlockReader
     from zolab.tracking.wandb_rows import History
 
     log = WandbLog(path=path, run_id=path.stem.removeprefix("run-"))
-    rows: list[bytes] = []
-    data = path.read_bytes()
-    if len(data) < _HEADER.size or _HEADER.unpack_from(data) != _HEADER_VALUE:
-        log.notes.append("its 7-byte header is damaged or of another version")
+    history = History()
+    reader = BlockReader()
     num_undecodable = 0
-    kind_of = _KIND.match
-    for payload in _payloads(data, log.notes):
-        plain = kind_of(payload)
-        kind = plain[1] if plain else b""
-        if kind == _HISTORY:
-            rows.append(payload)
-        elif kind != _SUMMARY:
+    for records in reader.records(path):
+        tags = records.tags()
+        history.add(records.where(tags == _HISTORY))
+        for number, payload in records.where((tags != _HISTORY) & (tags != _SUMMARY)).payloads():
             try:
-                _take(wandb_pb.Record.FromString(payload), log)
+                record = wandb_pb.Record.FromString(payload)
+                if record.HasField("history"):
+                    history.put(number, *_row(record))
+                else:
+                    _take(record, log)
             except (DecodeError, ValueError):
                 num_undecodable += 1
-    history = History(rows)
-    for number in history.odd:
+    for number, payload in history.odd:
         try:
-            history.put(number, *_row(wandb_pb.Record.FromString(rows[number])))
+            history.put(number, *_row(wandb_pb.Record.FromString(payload)))
         except (DecodeError, ValueError):
             num_undecodable += 1
+    log.notes.extend(reader.notes)
     if num_undecodable:
         log.notes.append(f"{num_undecodable} record(s) pass their checksum but cannot be decoded")
     log.steps, log.columns, log.logged = history.columns()
@@ -162,81 +141,3 @@ def _take(record: Any, log: WandbLog) -> None:
 def _items(items: Any) -> dict[str, Any]:
     """`{key: value}` of repeated protobuf items; nested keys are joined with a slash."""
     return {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items}
-
-
-def _payloads(data: bytes, notes: list[str]) -> Iterator[bytes]:
-    """Whole records of a LevelDB log; damage is skipped to the next block and noted."""
-    offset = _HEADER.size
-    parts: list[bytes] | None = None  # fragments of a record that is not complete yet
-    num_damaged, first_damage = 0, 0
-    while offset + _FRAGMENT.size <= len(data):
-        block_end = (offset // BLOCK_BYTES + 1) * BLOCK_BYTES
-        if block_end - offset < _FRAGMENT.size:
-            offset = block_end
-            continue
-        crc, length, kind = _FRAGMENT.unpack_from(data, offset)
-        start = offset + _FRAGMENT.size
-        end = start + length
-        if kind in _TYPE_CRC and end <= block_end and end > len(data):
-            break  # the file was cut inside this fragment: not damage, only an end
-        body = data[start:end]
-        if kind not in _TYPE_CRC or end > block_end or zlib.crc32(body, _TYPE_CRC[kind]) != crc:
-            num_damaged += 1
-            first_damage = first_damage or offset
-            parts = None
-            offset = block_end
-            continue
-        offset = end
-        if kind == _FULL:
-            parts = None
-            yield body
-        elif kind == _FIRST:
-            parts = [body]
-        elif parts is not None:  # otherwise it continues a record whose start was lost
-            parts.append(body)
-            if kind == _LAST:
-                yield b"".join(parts)
-                parts = None
-    if num_damaged:
-        notes.append(
-            f"{num_damaged} damaged block(s), the first at byte {first_damage}; read around them"
-        )
-    if offset < len(data) or parts is not None:
-        notes.append(f"ends inside a record (at byte {len(data)}); read up to there")
-
-
-def _record_field(payload: bytes) -> int:
-    """Number of the payload's record field (2 = history, 3 = summary, …), -1 if there is none.
-
-    Walks the top-level protobuf tags only, which is what makes skipping summaries cheap.
-    """
-    position = 0
-    try:
-        while position < len(payload):
-            tag, position = _varint(payload, position)
-            number, wire_type = tag >> 3, tag & 7
-            if wire_type == 0:
-                _, position = _varint(payload, position)
-            elif wire_type == 2:
-                # `control`, `uuid` and `_info` may stand beside the one field that tells the kind.
-                if number not in (16, 19, 200):
-                    return number
-                length, position = _varint(payload, position)
-                position += length
-            else:
-                return -1
-    except IndexError:
-        pass
-    return -1
-
-
-def _varint(data: bytes, position: int) -> tuple[int, int]:
-    """Protobuf variable-length integer at `position` and the position after it."""
-    value = shift = 0
-    while True:
-        byte = data[position]
-        position += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, position
-        shift += 7

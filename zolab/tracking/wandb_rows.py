@@ -5,12 +5,16 @@ byte, and its items can be found in all records at once by the two bytes that be
 (field 16 of an item). Every length that leads there is checked; a record in which one does not
 fit is left to protobuf, so that a wrong guess costs time and nothing else. Python objects are made
 for keys only: the numbers go from text to columns inside Arrow.
+
+wandb writes the items of each record in another order, so nothing can be learned from the one
+before.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,206 +23,241 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-_LONGEST_VARINT = 5  # bytes; steps and lengths beyond that are left to protobuf
-# Records per lot: index arrays of a lot stay in the processor's cache.
-_LOT = 4096
+from zolab.tracking.wandb_blocks import Bytes, Ints, Records, varint
+
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+
+# First bytes of a JSON number, NaN and the infinities among them.
+_BEGINS_NUMBER = np.zeros(256, np.bool_)
+_BEGINS_NUMBER[list(b"-0123456789NI")] = True
+_NUMBER, _OTHER_JSON, _NO_JSON = range(3)
 
 
 @dataclass
-class Items:
-    """Items of some rows, in no particular order.
+class _Lot:
+    """Rows that were decoded together.
 
     Attributes:
-        rows: shape (n,): number of the row of each item.
-        keys: shape (n,): number of its key in `names`.
-        names: keys, UTF-8.
-        values: shape (n,): its number; 0 where it is none.
-        numeric: shape (n,), bool: whether it is a number.
+        numbers: shape (n,): places of their records in the file.
+        steps: shape (n,).
+        columns: key to (numbers, whether a row has it), both of shape (n,).
     """
 
-    rows: NDArray[np.int64]
-    keys: NDArray[np.int64]
-    names: Sequence[bytes]
-    values: NDArray[np.float64]
-    numeric: NDArray[np.bool_]
+    numbers: Ints
+    steps: Ints
+    columns: dict[str, tuple[Floats, Bools]]
 
 
 class History:
-    """Rows of one file, in the order of its records.
-
-    Args:
-        payloads: whole `Record` messages that hold a history row.
+    """Rows of one file.
 
     Attributes:
-        odd: numbers of the records that have another shape than the usual; `put` adds them, and
-            those that are never added are left out.
+        odd: (number, bytes) of the records so far that have another shape than the usual; `put`
+            adds them, and those that are never added are left out.
     """
 
-    def __init__(self, payloads: Sequence[bytes]) -> None:
-        self._steps = np.zeros(len(payloads), np.int64)
-        self._there = np.zeros(len(payloads), np.bool_)
-        self._items: list[Items] = []
-        for start in range(0, len(payloads), _LOT):
-            lot = slice(start, start + _LOT)
-            self._steps[lot], self._there[lot], items = _decode(payloads[lot], start)
-            self._items.append(items)
-        self.odd: list[int] = np.flatnonzero(~self._there).tolist()
+    def __init__(self) -> None:
+        self.odd: list[tuple[int, bytes]] = []
+        self._lots: list[_Lot] = []
+        self._single: list[tuple[int, int, dict[str, float]]] = []
 
-    def put(self, row: int, step: int, values: Mapping[str, Any]) -> None:
+    def add(self, records: Records) -> None:
+        """Add records that each should hold a history row; those that are not usual become odd."""
+        if not records.numbers.size:
+            return
+        steps, fits, columns = _decode(records)
+        if not fits.all():
+            self.odd.extend(records.where(~fits).payloads())
+            columns = {key: (numbers[fits], there[fits])
+                       for key, (numbers, there) in columns.items()}  # fmt: skip
+        self._lots.append(_Lot(records.numbers[fits], steps[fits], columns))
+
+    def put(self, number: int, step: int, values: Mapping[str, Any]) -> None:
         """Add the row of an odd record.
 
         Args:
-            row: its number.
+            number: its place in the file.
             step: its step.
             values: decoded JSON; what is no number is left out.
         """
-        known = {k: float(v) for k, v in values.items() if isinstance(v, (int, float))}
-        self._steps[row], self._there[row] = step, True
-        where, numbers = np.full(len(known), row), np.array(list(known.values()), np.float64)
-        names = [key.encode() for key in known]
-        numeric = np.ones(len(known), np.bool_)
-        self._items.append(Items(where, np.arange(len(known)), names, numbers, numeric))
+        known = {key: _float(value) for key, value in values.items()
+                 if isinstance(value, (int, float))}  # fmt: skip
+        self._single.append((number, step, known))
 
-    def columns(
-        self,
-    ) -> tuple[NDArray[np.int64], dict[str, NDArray[np.float64]], dict[str, NDArray[np.bool_]]]:
-        """(steps, key to numbers, key to whether a row has it); wandb's own keys are left out."""
-        num_rows = self._steps.size
-        values: dict[str, NDArray[np.float64]] = {}
-        logged: dict[str, NDArray[np.bool_]] = {}
-        for lot in self._items:
-            order = np.argsort(lot.keys, kind="stable")
-            ends = np.cumsum(np.bincount(lot.keys, minlength=len(lot.names)))
-            for number, name in enumerate(lot.names):
-                mine = order[ends[number - 1] if number else 0 : ends[number]]
-                mine = mine[lot.numeric[mine]]
-                if name.startswith(b"_") or not mine.size:
-                    continue
-                key = name.decode(errors="replace")
-                if key not in values:
-                    values[key] = np.zeros(num_rows)
-                    logged[key] = np.zeros(num_rows, dtype=bool)
-                values[key][lot.rows[mine]] = lot.values[mine]
-                logged[key][lot.rows[mine]] = True
-        if self._there.all():
-            return self._steps, values, logged
-        kept = self._there
-        return (
-            self._steps[kept],
-            {key: column[kept] for key, column in values.items()},
-            {key: column[kept] for key, column in logged.items()},
-        )
+    def columns(self) -> tuple[Ints, dict[str, Floats], dict[str, Bools]]:
+        """(steps, key to numbers, key to whether a row has it) in the order of the file.
+
+        wandb's own keys, which begin with an underscore, are left out.
+        """
+        single = np.array([number for number, _, _ in self._single], np.int64)
+        order = np.sort(np.concatenate([single, *(lot.numbers for lot in self._lots)]))
+        steps = np.zeros(order.size, np.int64)
+        values: dict[str, Floats] = {}
+        logged: dict[str, Bools] = {}
+
+        def column(key: str) -> tuple[Floats, Bools]:
+            if key not in values:
+                values[key] = np.zeros(order.size)
+                logged[key] = np.zeros(order.size, np.bool_)
+            return values[key], logged[key]
+
+        for lot in self._lots:
+            rows = np.searchsorted(order, lot.numbers)
+            steps[rows] = lot.steps
+            for key, (numbers, there) in lot.columns.items():
+                if not key.startswith("_") and there.any():
+                    into, known = column(key)
+                    into[rows], known[rows] = numbers, there
+        for row, (_, step, known) in zip(
+            np.searchsorted(order, single).tolist(), self._single, strict=True
+        ):
+            steps[row] = step
+            for key, number in known.items():
+                if not key.startswith("_"):
+                    column(key)[0][row], column(key)[1][row] = number, True
+        return steps, values, logged
 
 
-def _decode(
-    payloads: Sequence[bytes], first_row: int
-) -> tuple[NDArray[np.int64], NDArray[np.bool_], Items]:
-    """Steps of payloads, which of them have the usual shape, and the items of those."""
-    data = np.frombuffer(b"".join(payloads) + bytes(2 * _LONGEST_VARINT), np.uint8)
-    ends = np.cumsum(np.fromiter(map(len, payloads), np.int64, len(payloads)))
-    starts = np.concatenate([[0], ends[:-1]])
-
+def _decode(records: Records) -> tuple[Ints, Bools, dict[str, tuple[Floats, Bools]]]:
+    """Steps of records, which of them have the usual shape, and the columns of those."""
+    view, starts, ends = records.view, records.starts, records.ends
+    num_rows = starts.size
     # Head: an optional running number (field 1), then the history record (field 2) to the end.
-    at = starts + (data[starts] == 0x08)
-    at = np.where(at > starts, _varint(data, at)[1], at)
-    fits = data[at] == 0x12
-    length, begins = _varint(data, at + 1)
-    fits &= begins + length == ends
+    numbered = view[starts] == 0x08
+    at = np.where(numbered, varint(view, starts + 1)[1], starts)
+    length, begins = varint(view, at + 1)
+    fits = (view[at] == 0x12) & (begins + length == ends)
+    begins = np.where(fits, begins, ends)
 
     # Items: 0a LENGTH, 0a|12 LENGTH KEY, 82 01 LENGTH VALUE; behind the last the step.
-    marks = np.flatnonzero((data[:-1] == 0x82) & (data[1:] == 0x01))
-    rows = np.searchsorted(ends, marks, side="right")
-    inside = rows < len(payloads)
-    marks, rows = marks[inside], rows[inside]
-    # The same two bytes may be a length in the head, or the end of the step.
-    real = (marks >= begins[rows]) & (marks + 2 < ends[rows])
-    marks, rows = marks[real], rows[real]
+    marks = np.flatnonzero(view == 0x82)
+    marks = marks[view[marks + 1] == 0x01]
+    first = np.searchsorted(marks, begins)
+    counts = np.maximum(np.searchsorted(marks, ends - 2) - first, 0)
+    some = counts > 0
+    fits &= some
+    inside = np.zeros(marks.size + 1, np.int8)
+    inside[first[some]] = 1
+    inside[(first + counts)[some]] -= 1
+    marks = marks[np.cumsum(inside[:-1], dtype=np.int8).view(np.bool_)]
+    heads = np.cumsum(counts) - counts
+    rows = np.repeat(np.arange(num_rows), counts)
     value_starts = marks + 3
-    value_ends = value_starts + data[marks + 2]
-    if not marks.size:
-        return np.zeros(len(payloads), np.int64), np.zeros(len(payloads), np.bool_), _nothing()
-    is_first = np.concatenate([[True], rows[1:] != rows[:-1]])
-    item_starts = np.where(is_first, begins[rows], np.concatenate([[0], value_ends[:-1]]))
+    value_ends = value_starts + view[marks + 2]
+    item_starts = np.empty_like(marks)
+    item_starts[1:] = value_ends[:-1]
+    item_starts[heads[some]] = begins[some]
     item_starts = np.minimum(item_starts, marks)  # a wrong guess must not lead out of the data
-    key_starts = np.minimum(item_starts + 4, marks)
-    sound = (data[item_starts] == 0x0A) & (data[item_starts + 1] == value_ends - item_starts - 2)
-    sound &= (data[item_starts + 2] == 0x0A) | (data[item_starts + 2] == 0x12)
-    sound &= (data[item_starts + 3] == marks - key_starts) & (marks > key_starts)
-    sound &= (data[marks + 2] < 0x80) & (value_ends <= ends[rows])
+    key_starts = item_starts + 4
+    lengths = value_ends - item_starts - 2
+    usual = 0x12000A + (lengths << 8) + ((marks - key_starts) << 24)
+    words = _words(view)[item_starts]
+    sound = words == usual
+    if not sound.all():
+        sound |= words == usual - 0x080000
+    if lengths.max(initial=0) >= 0x80:
+        sound &= lengths < 0x80
     fits[rows[~sound]] = False
-    counts = np.bincount(rows, minlength=len(payloads))
-    fits &= counts > 0
-    last = np.minimum(value_ends[np.maximum(np.cumsum(counts) - 1, 0)], data.size - 8)
-    steps, step_ends = _varint(data, last + 3)
-    empty = data[last + 1] == 0  # a step of 0 is not written
+    last = begins.copy()
+    last[some] = value_ends[(heads + counts - 1)[some]]
+    fits &= last <= ends
+    last = np.minimum(last, ends)
+    steps, step_ends = varint(view, last + 3)
+    empty = view[last + 1] == 0  # a step of 0 is not written
     steps = np.where(empty, 0, steps)
     step_ends = np.where(empty, last + 2, step_ends)
-    fits &= (data[last] == 0x12) & (step_ends == ends)
-    fits &= empty | ((data[last + 1] == ends - last - 2) & (data[last + 2] == 0x08))
+    fits &= (view[last] == 0x12) & (step_ends == ends)
+    fits &= empty | ((view[last + 1] == ends - last - 2) & (view[last + 2] == 0x08))
 
-    mine = fits[rows]
-    if not mine.any():
-        return steps, fits, _nothing()
-    cuts = np.stack([key_starts, marks, value_starts, value_ends], axis=1)[mine]
-    keys, values, numeric = _texts(data, cuts)
-    codes = keys.indices.to_numpy().astype(np.int64)
-    names = keys.dictionary.to_pylist()
-    return steps, fits, Items(rows[mine] + first_row, codes, names, values, numeric)
+    items = [rows, key_starts, marks, value_starts, value_ends]
+    if not fits.all():
+        items = [column[fits[rows]] for column in items]
+    rows, *cuts = items
+    if not rows.size:
+        return steps, fits, {}
+    codes, names, numbers, kinds = _texts(view, *cuts)
+    table, there = np.zeros((len(names), num_rows)), np.zeros((len(names), num_rows), np.bool_)
+    places = codes * num_rows + rows
+    table.ravel()[places] = numbers
+    there.ravel()[places] = True
+    if np.count_nonzero(there) != rows.size:  # the same key twice in a row
+        fits &= there.sum(axis=0) == np.bincount(rows, minlength=num_rows)
+    if kinds is not None:
+        there.ravel()[places[kinds != _NUMBER]] = False
+        fits[rows[kinds == _NO_JSON]] = False
+    columns = {}
+    for number, name in enumerate(names):
+        try:
+            columns[name.decode()] = table[number], there[number]
+        except UnicodeDecodeError:
+            fits[rows[codes == number]] = False
+    return steps, fits, columns
 
 
-def _nothing() -> Items:
-    none = np.empty(0, np.int64)
-    return Items(none, none, [], np.empty(0), np.empty(0, np.bool_))
-
-
-def _varint(
-    data: NDArray[np.uint8], at: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Protobuf variable-length integers at `at`, and the positions after them.
-
-    One that is longer than `_LONGEST_VARINT` gives a position that fits nothing.
-    """
-    value = np.zeros(at.shape, np.int64)
-    going = np.ones(at.shape, np.bool_)
-    for number in range(_LONGEST_VARINT):
-        byte = data[np.minimum(at, data.size - 1)].astype(np.int64)
-        value += np.where(going, (byte & 0x7F) << (7 * number), 0)
-        at = at + going
-        going &= byte >= 0x80
-        if not going.any():
-            break
-    return value, np.where(going, -1, at)
+def _words(view: Bytes) -> NDArray[np.uint32]:
+    """The four bytes at each place, least first."""
+    return np.ndarray(view.size - 3, "<u4", view.data, strides=(1,))
 
 
 def _texts(
-    data: NDArray[np.uint8], cuts: NDArray[np.int64]
-) -> tuple[pa.DictionaryArray, NDArray[np.float64], NDArray[np.bool_]]:
-    """Keys, numbers and which of the values are numbers, from where they begin and end.
+    view: Bytes, key_starts: Ints, key_ends: Ints, value_starts: Ints, value_ends: Ints
+) -> tuple[Ints, list[bytes], Floats, NDArray[np.uint8] | None]:
+    """Number of each key, the keys, the numbers (0 for what is none), and kinds of the values.
 
     Args:
-        data: the bytes.
-        cuts: shape (n, 4), increasing: begin and end of the key, begin and end of the value.
+        view: the bytes.
+        key_starts, key_ends, value_starts, value_ends: shape (n,), where they lie, in order.
+
+    Returns:
+        The kinds are `_NUMBER`, `_OTHER_JSON` or `_NO_JSON`; None when all are numbers.
     """
-    offsets = np.concatenate([cuts.ravel(), cuts[-1:, 3]]).astype(np.int32)
-    pieces = pa.Array.from_buffers(
-        pa.binary(), offsets.size - 1, [None, pa.py_buffer(offsets), pa.py_buffer(data)]
-    )
-    every = np.arange(len(cuts)) * 4
+    num_items = key_starts.size
+    offsets = np.empty(4 * num_items + 1, np.int32)
+    offsets[:-1:4], offsets[1::4] = key_starts, key_ends
+    offsets[2::4], offsets[3::4] = value_starts, value_ends
+    offsets[-1] = value_ends[-1]
+    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(view)]
+    every = np.arange(num_items, dtype=np.int32) * 4
+    pieces = pa.Array.from_buffers(pa.binary(), offsets.size - 1, buffers)
     keys = pieces.take(pa.array(every)).dictionary_encode()
-    texts = pieces.take(pa.array(every + 2))
+    codes, names = keys.indices.to_numpy().astype(np.int64), keys.dictionary.to_pylist()
+    # Said to be text and never asked whether it is: what is no number fails as one.
+    texts = pa.Array.from_buffers(pa.string(), offsets.size - 1, buffers)
     try:
-        numbers = pc.cast(pc.cast(texts, pa.string()), pa.float64()).to_numpy()
-        return keys, numbers, np.ones(len(cuts), np.bool_)
-    except pa.ArrowInvalid:  # some value is no number: told apart one by one
-        found = [_number(text) for text in texts.to_pylist()]
-    numeric = np.array([number is not None for number in found], dtype=np.bool_)
-    return keys, np.array([number or 0.0 for number in found]), numeric
+        return codes, names, _floats(texts.take(pa.array(every + 2))), None
+    except pa.ArrowInvalid:
+        pass
+    numbers, kinds = np.zeros(num_items), np.zeros(num_items, np.uint8)
+    plain = _BEGINS_NUMBER[view[value_starts]]
+    try:
+        numbers[plain] = _floats(texts.take(pa.array(every[plain] + 2)))
+    except pa.ArrowInvalid:
+        plain[:] = False
+    for item in np.flatnonzero(~plain).tolist():
+        text = view[value_starts[item] : value_ends[item]].tobytes()
+        numbers[item], kinds[item] = _value(text)
+    return codes, names, numbers, kinds
 
 
-def _number(text: bytes) -> float | None:
-    """The number in a JSON text, None for anything else."""
+def _floats(texts: pa.StringArray) -> Floats:
+    return pc.cast(texts, pa.float64()).to_numpy()
+
+
+def _value(text: bytes) -> tuple[float, int]:
+    """The number in a text, 0 if there is none, and which kind of text it is."""
     try:
         value = json.loads(text)
     except ValueError:
-        return None
-    return float(value) if isinstance(value, (int, float)) else None
+        return 0.0, _NO_JSON
+    if isinstance(value, (int, float)):
+        return _float(value), _NUMBER
+    return 0.0, _OTHER_JSON
+
+
+def _float(value: float) -> float:
+    """The nearest float; integers beyond all floats become infinite, as their text would."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf

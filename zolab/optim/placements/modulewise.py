@@ -161,7 +161,7 @@ class ModuleWise:
 
         def run(*args: Any, **kwargs: Any) -> Any:
             self.entered.update(info.pid for info in own)
-            if self._stands(own):
+            if self.stands(own):
                 with self._clean_inside(own):
                     return forward(*args, **kwargs)
             if self._sign is None:
@@ -176,12 +176,10 @@ class ModuleWise:
 
         return run
 
-    def _stands(self, own: list[ParamInfo]) -> bool:
+    def stands(self, own: list[ParamInfo]) -> bool:
         """Whether a mask of whole layers leaves all of a module's weights alone in this step."""
-        if not self.engine.mask.structured:
-            return False
-        choices = (self.engine.choice_of(info, self._clean[info.pid]) for info in own)
-        return all(choice is False for choice in choices)
+        choice, whole = self.engine.choice_of, self.engine.mask.structured
+        return whole and all(choice(info, self._clean[info.pid]) is False for info in own)
 
     @contextmanager
     def _clean_inside(self, own: list[ParamInfo]) -> Iterator[None]:
@@ -249,8 +247,12 @@ class ModuleWise:
         del pairs, both  # scratch: the joined output must not come on top of it
         return join(outs[0], outs[1], self._batch() if sizes <= {1} else None)
 
+    def leading_rows(self) -> int:
+        """Rows that the model is called with at the moment, 0 if nothing is known."""
+        return 0 if self._leading is None else self._leading[0]
+
     def _batch(self) -> int | None:
-        return None if self._leading is None else self._leading[0] // 2
+        return self.leading_rows() // 2 or None
 
     def _check_rows(self, name: str, module: nn.Module, sizes: set[int]) -> None:
         allowed = {1, *self.extra_rows()}

@@ -10,6 +10,7 @@ from torch import nn
 from zolab.optim.engine import Engine, Update
 from zolab.optim.memory import Memory
 from zolab.optim.placements.base import Closure, Placement, Probe, apply_now
+from zolab.optim.placements.lower import LowerLayers
 from zolab.optim.placements.modulewise import ModuleWise
 from zolab.optim.rules import Rule
 
@@ -60,6 +61,10 @@ class Paired(CleanWeights):
 
     name = "paired"
 
+    def bind(self, engine: Engine, rule: Rule, model: nn.Module | None, seed: int) -> None:
+        super().bind(engine, rule, model, seed)
+        self.lower = LowerLayers(self.modules)
+
     def memory(self, both: bool) -> Memory:
         return replace(super().memory(both), copies=2 if both else 1)
 
@@ -73,5 +78,5 @@ class Paired(CleanWeights):
                 out.extend(self._one(probe.seed, s, eps, closure) for s in probe.scales)
                 continue
             with self.modules.evaluating(probe.seed, eps, None):
-                out.extend(float(loss) for loss in closure(2))
+                out.extend(float(loss) for loss in self.lower.losses(closure))
         return out

@@ -15,14 +15,16 @@ import numpy as np
 from analysis import across, aggregate, speedup, stats
 from analysis.convergence import final_values, mean_curve
 from analysis.methods import Group
-from analysis.plots import AXIS_TITLES
+from analysis.plots import AXIS_TITLES, lap
 from analysis.speedup import compare, target_level
-from analysis.tables import metric_name, scale
+from analysis.tables import level, metric_name, scale, unit
 from zolab.tracking.schema import BACKPROP_FORWARDS
 
 _AXIS = "forwards_total"
 #: Letters of a legend that fit in an inch.
 _LETTERS = 14.0
+_DASHES = ("--", ":", "-.", (0, (8, 3)), (0, (8, 3, 2, 3)))
+_MARKERS = "osD^"
 #: Metadata that would differ between two times of drawing.
 _METADATA: dict[str, dict[str, Any]] = {
     "svg": {"Date": None},
@@ -105,10 +107,14 @@ def _convergence(panel: Any, group: Group, colour: dict[str, str]) -> None:
         ink, name = colour[method.label], _escape(method.label)
         low, high = (centre - spread) * factor, (centre + spread) * factor
         panel.fill_between(cost, low, high, color=ink, alpha=0.15, linewidth=0)
-        panel.plot(cost, centre * factor, color=ink, marker="o", markersize=3, label=name)
+        again = lap(colour, method.label)
+        panel.plot(
+            cost, centre * factor, color=ink, label=name,
+            marker=_MARKERS[again % len(_MARKERS)], markersize=5 if again else 3,
+        )  # fmt: skip
     for i, method in enumerate(m for m in group.methods if m.zero_shot):
         height = stats.mean(final_values(method, key)) * factor
-        style, name = ("--", ":", "-.")[i % 3], _escape(method.label)
+        style, name = _DASHES[i % len(_DASHES)], _escape(method.label)
         panel.axhline(height, color=colour[method.label], linestyle=style, label=name)
     panel.set_xlabel(f"{AXIS_TITLES[_AXIS]} (a back-propagation step counts {BACKPROP_FORWARDS})")
     panel.set_ylabel(f"dev {metric_name(group.metric)}")
@@ -144,7 +150,7 @@ def _speedup(panel: Any, group: Group, colour: dict[str, str]) -> None:
             panel.plot([low, high], [row, row], color=ink, linewidth=2)
             for end, mark, beyond in (
                 (low, "<", result.low < left),
-                (high, ">", result.high > right),
+                (high, ">", result.high > right or result.high_bound),
             ):
                 if beyond:
                     panel.plot([end], [row], color=ink, marker=mark, markersize=8, clip_on=False)
@@ -156,7 +162,8 @@ def _speedup(panel: Any, group: Group, colour: dict[str, str]) -> None:
     panel.set_yticks(range(len(names)), names)
     panel.set_ylim(len(names) - 0.5, -0.5)
     base = "" if group.baseline is None else group.baseline.label
-    panel.set_xlabel(_escape(f"speedup in forwards over {base}"))
+    aim = level(target_level(group) or 0.0, group.metric) + unit(group.metric)
+    panel.set_xlabel(_escape(f"speedup in forwards over {base}, to dev {group.metric} {aim}"))
     panel.set_title(_escape(f"{group.model} on {group.task}"), fontsize=10)
 
 

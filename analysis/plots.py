@@ -18,12 +18,15 @@ from analysis.convergence import final_values, mean_curve
 from analysis.methods import Group
 from analysis.speedup import AXES, compare, target_level
 from analysis.tables import metric_name, scale
+from zolab.tracking.schema import BACKPROP_FORWARDS
 
 #: Okabe and Ito's colours, which colour-blind readers can tell apart, without black and yellow:
 #: these are readable on white and on dark ground.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6BB1", "#8C564B")
 _CONSTANTS = ("#8a8f98", "#5f6772", "#a3a9b3")
-_DASHES = ("dash", "dot", "dashdot")
+_DASHES = ("dash", "dot", "dashdot", "longdash", "longdashdot")
+_SYMBOLS = ("circle", "square", "diamond", "triangle-up")
+_PATTERNS = ("", "/", ".", "x")
 AXIS_TITLES = {
     "forwards_total": "forward passes",
     "step": "steps",
@@ -38,6 +41,12 @@ def colours(groups: Sequence[Group]) -> dict[str, str]:
     chosen = {label: PALETTE[i % len(PALETTE)] for i, label in enumerate(labels)}
     flat = dict.fromkeys(m.label for g in groups for m in g.methods if m.zero_shot)
     return chosen | {label: _CONSTANTS[i % len(_CONSTANTS)] for i, label in enumerate(flat)}
+
+
+def lap(colour: dict[str, str], label: str) -> int:
+    """How many labels before this one have its colour: what it needs another shape to tell."""
+    inks = list(colour.values())
+    return inks[: list(colour).index(label)].count(colour[label])
 
 
 def convergence_figures(group: Group, colour: dict[str, str]) -> list[tuple[str, go.Figure]]:
@@ -65,6 +74,7 @@ def _convergence(group: Group, colour: dict[str, str], axis: str) -> go.Figure |
         longest = max(longest, float(cost[-1]))
         centre, spread = centre * factor, spread * factor
         name, ink = html.escape(method.label, quote=False), colour[method.label]
+        again = lap(colour, method.label)
         if len(method.done) > 1:
             edge = np.concatenate([centre + spread, (centre - spread)[::-1]])
             data.append(
@@ -89,7 +99,7 @@ def _convergence(group: Group, colour: dict[str, str], axis: str) -> go.Figure |
                 legendgroup=name,
                 mode="lines+markers",
                 line={"color": ink, "width": 2.5},
-                marker={"size": 5},
+                marker={"size": 5 + 2 * (again > 0), "symbol": _SYMBOLS[again % len(_SYMBOLS)]},
                 hovertemplate="%{y:.2f} ± %{customdata:.2f} at %{x:,.6~g}",
             )
         )
@@ -112,7 +122,10 @@ def _convergence(group: Group, colour: dict[str, str], axis: str) -> go.Figure |
                     hovertemplate="%{y:.2f}",
                 )
             )
-    shape = layout(AXIS_TITLES[axis], f"dev {metric_name(group.metric)}")
+    title = AXIS_TITLES[axis]
+    if axis == "forwards_total":
+        title += f" (a back-propagation step counts {BACKPROP_FORWARDS})"
+    shape = layout(title, f"dev {metric_name(group.metric)}")
     shape["hovermode"] = "closest"
     return go.Figure(data, shape)
 
@@ -141,7 +154,10 @@ def speedup_figure(group: Group, colour: dict[str, str]) -> go.Figure | None:
                 text=words,
                 textposition="outside",
                 name=html.escape(method.label, quote=False),
-                marker={"color": colour[method.label]},
+                marker={
+                    "color": colour[method.label],
+                    "pattern": {"shape": _PATTERNS[lap(colour, method.label) % len(_PATTERNS)]},
+                },
                 hovertemplate="%{x}: %{text}",
                 cliponaxis=False,
             )

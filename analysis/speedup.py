@@ -16,8 +16,8 @@ from analysis.tables import FORWARDS_NOTE, Table, count, level, unit
 
 COLUMNS = (
     "model", "task", "baseline", "key", "target", "method", "lr", "axis", "num_runs", "reached",
-    "median_to_target", "baseline_median", "speedup", "ci_low", "ci_high", "lower_bound", "rule",
-    "run_ids",
+    "median_to_target", "baseline_median", "speedup", "ci_low", "ci_high", "ci_high_bound",
+    "lower_bound", "rule", "run_ids",
 )  # fmt: skip
 #: Axis of a run's cost to its heading.
 AXES = {
@@ -74,7 +74,7 @@ def compare(
     )
     result = stats.speedup(own, other, budget)
     if method is base:  # 1 by definition: seeds drawn twice would give it an interval
-        return replace(result, low=math.nan, high=math.nan)
+        return replace(result, low=math.nan, high=math.nan, high_bound=False)
     return result
 
 
@@ -82,7 +82,8 @@ def csv_rows(groups: Sequence[Group]) -> list[dict[str, Any]]:
     """One record per model, task, method that trains, and axis (see `COLUMNS`).
 
     `median_to_target` and `baseline_median` are infinite when half or more of the runs missed.
-    `speedup` is baseline median / method median; 0 for a method that missed. When the baseline
+    `speedup` is baseline median / method median; 0 for a method that missed. With `ci_high_bound`
+    the upper end is at least `ci_high`. When the baseline
     itself missed, its whole budget stands in, and `lower_bound` is true.
     """
     rows = []
@@ -113,6 +114,7 @@ def csv_rows(groups: Sequence[Group]) -> list[dict[str, Any]]:
                         "speedup": result.ratio,
                         "ci_low": result.low,
                         "ci_high": result.high,
+                        "ci_high_bound": result.high_bound,
                         "lower_bound": result.lower_bound,
                         "rule": group.target.rule,
                         "run_ids": " ".join(c.run_id for c in method.done),
@@ -122,7 +124,7 @@ def csv_rows(groups: Sequence[Group]) -> list[dict[str, Any]]:
 
 
 def ratio_text(result: stats.Speedup) -> str:
-    """For a cell: "1.82×", "≥ 1.82×" when the baseline missed, "not reached" for a miss."""
+    """For a cell: "1.82× [1.20, 2.50]", "≥ 1.82×" when the baseline missed, or "not reached"."""
     if math.isinf(result.median):
         return "not reached"
     if math.isnan(result.ratio) or math.isinf(result.ratio):
@@ -131,6 +133,7 @@ def ratio_text(result: stats.Speedup) -> str:
     if math.isnan(result.low):
         return text
     high = "∞" if math.isinf(result.high) else f"{result.high:.2f}"
+    high = f"≥ {high}" if result.high_bound else high
     return f"{text} [{'missed' if result.low == 0 else f'{result.low:.2f}'}, {high}]"
 
 
@@ -169,7 +172,12 @@ def speedup_table(group: Group) -> Table | None:
         FORWARDS_NOTE + " Seconds are training time without evaluation, as measured on the "
         "machine at the time; they compare only between runs of one machine under equal load.",
     ]
-    if any("≥" in cell for row in rows for cell in row):
+    if any("[" in cell and "≥" in cell.partition("[")[2] for row in rows for cell in row):
+        notes.append(
+            f"“≥” at the upper end of an interval: in the samples at that end {base.label} missed "
+            "in half or more of its seeds; its whole budget stands in, so the end is at least this."
+        )
+    if any(cell.startswith("≥") for row in rows for cell in row):
         notes.append(
             f"“≥”: {base.label} itself missed its mean level in half or more of its seeds; its "
             "whole budget stands in for its median, so the speedup is at least this."

@@ -171,6 +171,8 @@ class Speedup:
         low: lower end of the bootstrap interval of `ratio` over seeds; 0 when it includes a miss
             of the method, NaN with fewer than `MIN_SEEDS_FOR_INTERVAL` runs on either side.
         high: upper end.
+        high_bound: at the upper end the baseline missed in the resamples, with its budget in place
+            of its median: the true end is at least `high`.
     """
 
     reached: int
@@ -180,6 +182,7 @@ class Speedup:
     lower_bound: bool = False
     low: float = float("nan")
     high: float = float("nan")
+    high_bound: bool = False
 
 
 def speedup(times: ArrayLike, baseline_times: ArrayLike, baseline_budget: float) -> Speedup:
@@ -201,31 +204,39 @@ def speedup(times: ArrayLike, baseline_times: ArrayLike, baseline_budget: float)
         ratio = float("nan") if numerator == 0.0 else float("inf")
     else:
         ratio = numerator / own
-    low, high = _speedup_interval(array, np.asarray(baseline_times), baseline_budget)
-    return Speedup(int(np.isfinite(array).sum()), array.size, own, ratio, lower_bound, low, high)
+    interval = _speedup_interval(array, np.asarray(baseline_times), baseline_budget)
+    return Speedup(int(np.isfinite(array).sum()), array.size, own, ratio, lower_bound, *interval)
 
 
-def _speedup_interval(times: Array, baseline: Array, budget: float) -> tuple[float, float]:
+def _speedup_interval(times: Array, baseline: Array, budget: float) -> tuple[float, float, bool]:
     """Bootstrap interval of the ratio of medians; both methods' seeds are resampled.
 
     A resample in which half or more of the method's runs missed counts as 0 whatever the baseline
-    did; one in which the baseline's did has the whole budget in place of its median. Ends are
+    did. One in which the baseline's did has the whole budget in place of its median, which bounds
+    its ratio from below: such samples lie above all others when the upper end is sought. Ends are
     order statistics: nothing is interpolated between a number and infinity.
+
+    Returns:
+        (low, high, whether the true upper end may lie above `high`).
     """
     if min(times.size, baseline.size) < MIN_SEEDS_FOR_INTERVAL:
-        return float("nan"), float("nan")
+        return float("nan"), float("nan"), False
     rng = np.random.default_rng(BOOTSTRAP_SEED)
     own, other = (
         _medians(array[rng.integers(0, array.size, (BOOTSTRAP_DRAWS, array.size))])
         for array in (times, baseline)
     )
+    censored = np.isinf(other) & np.isfinite(own)
     other = np.where(np.isinf(other), budget, other)
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = np.where(np.isinf(own), 0.0, other / own)
     ratio = np.where((own == 0.0) & (other == 0.0), 1.0, ratio)
     tail = (1.0 - CONFIDENCE) / 2
     low, high = np.quantile(ratio, [tail, 1.0 - tail], method="inverted_cdf")
-    return float(low), float(high)
+    above = np.quantile(np.where(censored, np.inf, ratio), 1.0 - tail, method="inverted_cdf")
+    if np.isinf(above):
+        return float(low), float(high), bool(np.isfinite(high))
+    return float(low), float(above), False
 
 
 def _medians(samples: Array) -> Array:

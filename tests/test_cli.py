@@ -72,6 +72,10 @@ MISTAKES = [
     ("optimizer/direction=gauss9", "did you mean 'gauss8'?"),
     ("launcher=slurmm", "launcher = 'slurmm': no such choice; did you mean 'slurm'?"),
     ("experiment=demoo", "experiment = 'demoo': no such choice; did you mean 'demo'?"),
+    (
+        "experiment=mezo/tabel_3",
+        "experiment/mezo = 'tabel_3': no such choice; did you mean 'table_3'?",
+    ),
     ("optimzer=mezo", "optimzer = 'mezo': unknown key; did you mean 'optimizer'?"),
     ("optimzer/direction=gauss8", "unknown config group 'optimzer/direction'; did you mean"),
     ("optimizer.lrr=1", "optimizer.lrr = 1: unknown key; did you mean 'lr'?"),
@@ -102,7 +106,7 @@ MISTAKES = [
     ("run_root=/dev/null", "run_root = '/dev/null': /dev/null is a file"),
 ]
 #: Those that reach the sweeper by a way of their own: groups, keys, values, folders.
-SWEPT = [MISTAKES[0], MISTAKES[5], MISTAKES[7], MISTAKES[14], MISTAKES[20], MISTAKES[-1]]
+SWEPT = [MISTAKES[i] for i in (0, 5, 6, 8, 15, 21, -1)]
 
 
 @pytest.mark.parametrize(

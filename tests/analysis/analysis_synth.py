@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,9 @@ import yaml
 
 from zolab.tracking.schema import BACKPROP_FORWARDS
 from zolab.tracking.wandb_file import read_log
+
+#: Set where every program the tests can use must be there: their absence fails, nothing skips.
+REQUIRE_ALL = os.environ.get("ZOLAB_REQUIRE_ALL") == "1"
 
 #: What a page must show as it is.
 NASTY = "<img src=x onerror=alert(1)><b>bold</b><script>alert(2)</script>"

@@ -77,6 +77,15 @@ def test_speedup_interval_is_censored() -> None:
     # The baseline's misses are its budget, never infinity.
     bound = stats.speedup([10, 10, 10], [INF, INF, INF], 100)
     assert (bound.ratio, bound.lower_bound, bound.low, bound.high) == (10.0, True, 10.0, 10.0)
+    assert bound.high_bound
+    assert not sure.high_bound
+    # The baseline misses once in three: its budget ends the interval, and the true end is above.
+    half = stats.speedup([10] * 3, [40, 40, INF], 80)
+    assert (half.ratio, half.lower_bound) == (4.0, False)
+    assert (half.low, half.high, half.high_bound) == (4.0, 8.0, True)
+    # A sample that is censored below a larger ratio may be larger than it.
+    mixed = stats.speedup([1, 10, 10], [40, 40, INF], 41)
+    assert (mixed.low, mixed.high, mixed.high_bound) == (4.0, 41.0, True)
     assert math.isnan(stats.speedup([10, 10], [40, 40, 40], 100).low)  # two seeds: no interval
 
 

@@ -23,11 +23,15 @@ from analysis.dashboard.cli import dashboard
 from analysis.dashboard.live import Live
 
 BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-needs_browser = pytest.mark.skipif(not (BROWSER and DRIVER), reason="no chromium here")
+needs_browser = pytest.mark.skipif(
+    not ((BROWSER and DRIVER) or synth.REQUIRE_ALL), reason="no chromium here"
+)
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
+    assert BROWSER, "needs chromium"
+    assert DRIVER, "needs chromium-driver"
     webdriver = pytest.importorskip("selenium.webdriver")
     options = webdriver.ChromeOptions()
     options.binary_location = BROWSER
@@ -202,7 +206,6 @@ requestAnimationFrame(look);
 """
 
 
-@needs_browser
 def test_outside_needs_the_token(tmp_path: Path) -> None:
     with pytest.raises(urllib.error.HTTPError, match="403"):
         _served_with_token(tmp_path)

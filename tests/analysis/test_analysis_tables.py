@@ -18,7 +18,7 @@ from analysis.methods import Group, group_runs
 from analysis.paper.make import yaml_files
 from analysis.publish import publish
 from analysis.report import build
-from analysis.runs import read_local
+from analysis.runs import read, read_local
 from analysis.tables import Table
 from analysis.targets import parse_target
 from zolab.errors import UserError
@@ -149,6 +149,18 @@ def test_parts_of_a_step_and_memory(tmp_path: Path) -> None:
     assert table is not None
     assert table.headers[2:-1] == ["data", "perturb", "forward", "update", "rest"]
     assert table.rows == [["mezo", "10.0", "1.00", "1.20", "6.50", "0.30", "1.00", "500"]]
+    for row in lines[1:]:  # offload: copies are made within the forwards too
+        row |= {"perf/transfer_seconds": 0.0025, "perf/woven_seconds": 0.0035}
+    streamed = tmp_path / "streamed"
+    synth.write_wandb(streamed / "x", "x", synth.config(), lines)
+    for source in ("local", "wandb"):
+        if source == "local":
+            _write(streamed, [(synth.config(), lines)])
+        table = cost.phase_table(group_runs(read(streamed, source))[0][0])
+        assert table is not None
+        assert table.headers[2:-1] == ["data", "transfer", "perturb", "forward", "update", "rest"]
+        assert table.rows == [["mezo", "10.0", "1.00", "2.50", "1.20", "4.00", "0.30", "1.00",
+                               "500"]]  # fmt: skip
     memory = cost.memory_table(groups)
     assert memory is not None
     assert memory.rows == [
@@ -232,7 +244,7 @@ def test_latex_escapes_everything() -> None:
     assert r"{[x]} & {\textbackslash{}end\{tabular\}} \\" in text
 
 
-@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no TeX here")
+@pytest.mark.skipif(not (shutil.which("pdflatex") or synth.REQUIRE_ALL), reason="no TeX here")
 def test_latex_compiles(two_tasks: Path, tmp_path: Path) -> None:
     hostile = synth.config(0, **{"task.name": NASTY, "model.name": NASTY})
     synth.write_local(two_tasks, "97", hostile, _flat(0.7))
@@ -257,6 +269,18 @@ def test_figures_in_three_forms(two_tasks: Path, tmp_path: Path) -> None:
             assert paths[name + suffix].read_bytes().startswith(head)
     rows = list(csv.DictReader((out / "speedup.csv").open()))
     assert {row["rule"] for row in rows} == {"absolute"}
+
+
+def test_more_methods_than_colours_are_told_apart(tmp_path: Path) -> None:
+    names = [f"m{number}" for number in range(len(plots.PALETTE) + 1)]
+    plans = [(synth.config(**{"optimizer.name": name}), _flat(0.7)) for name in ("mezo", *names)]
+    (group,) = _groups(_write(tmp_path, plans))
+    colour = plots.colours([group])
+    lines = [line for line in plots.convergence_figures(group, colour)[0][1].data
+             if line.mode == "lines+markers"]  # fmt: skip
+    assert len({(line.line.color, line.marker.symbol) for line in lines}) == len(plans)
+    bars = plots.speedup_figure(group, colour).data
+    assert len({(bar.marker.color, bar.marker.pattern.shape) for bar in bars}) == len(names)
 
 
 def test_publishing_sends_every_table(two_tasks: Path, tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def slurm_cluster():
     """A private SLURM with 4 nodes of 4 CPUs and 2 pretend GPUs, ended after the session."""
     if missing := what_is_missing():
         message = f"a private SLURM needs {', '.join(missing)}"
-        if os.environ.get("ZOLAB_REQUIRE_SLURM") == "1":
+        if os.environ.get("ZOLAB_REQUIRE_ALL") == "1":
             pytest.fail(message)
         pytest.skip(message)
     with pytest.MonkeyPatch.context() as patch, private_slurm() as environment:

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from zolab.config import GROUPS
+from zolab.config import CONF_DIR, GROUPS
 from zolab.errors import UserError, first_line, nearest
 
 #: Groups of which none need be chosen.
@@ -83,7 +83,7 @@ def explain(error: Exception) -> str:
     message = first_line(error)
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
-        options = [option for option in error.options or [] if option]
+        options = _choices(group) or [option for option in error.options or [] if option]
         return f"{group or 'config'} = {name!r}: no such choice{nearest(name, options)}" + (
             f" (choices: {', '.join(options)})" if options else ""
         )
@@ -99,6 +99,12 @@ def explain(error: Exception) -> str:
         return f"{found[1]}: the chosen {parent or 'config'} has no such part{reason}"
     cause = error.__cause__
     return message + (f" ({first_line(cause)})" if cause else "")
+
+
+def _choices(group: str) -> list[str]:
+    """Names in a folder below a group, of which Hydra knows only those of the group itself."""
+    files = (CONF_DIR / group).glob("*.yaml") if "/" in group else ()
+    return sorted(file.stem for file in files)
 
 
 def prepare_hydra() -> None:

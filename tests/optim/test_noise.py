@@ -73,6 +73,17 @@ def test_threads_do_not_matter(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_memory_at_any_place(kind: str, monkeypatch) -> None:
+    monkeypatch.setenv("ZOLAB_NATIVE", "0")
+    whole = draw(kind, 1024)
+    for skip in (1, 2):
+        room = torch.zeros(1024 + skip)
+        make_noise(kind).fill(room[skip:], 7, 3)
+        assert torch.equal(room[skip:], whole)
+        assert not room[:skip].any()
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_moments(kind: str) -> None:
     n = 1 << 20
     z = draw(kind, n).double()

@@ -227,9 +227,7 @@ def _write_(
     """Round `value` to the dtype of `part` and store it where the mask allows."""
     if term.stochastic and part.dtype in (torch.bfloat16, torch.float16):
         value = stochastic_round(value, part.dtype, term.seed, pid, offset)
-    else:
-        value = value.to(part.dtype)
     if mask is None:
         part.copy_(value)
     else:
-        torch.where(mask, value, part, out=part)
+        torch.where(mask, value.to(part.dtype), part, out=part)

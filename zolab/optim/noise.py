@@ -7,14 +7,16 @@ is not correctly rounded on every CPU.
 
 from __future__ import annotations
 
+import functools
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from zolab.optim import fast
-from zolab.optim.philox import CHUNK, Stream, philox
+from zolab.optim.philox import CHUNK, Stream, at_once, block_words, philox
 
 # ln(1 + m) / m^3 on [sqrt(1/2) - 1, sqrt(2) - 1], highest power first, and ln 2 in two parts.
 LN = (
@@ -42,8 +44,26 @@ class Noise(ABC):
     per_block: int
 
     @abstractmethod
-    def blocks(self, block: Tensor, seed: int, pid: int | Tensor, stream: int = Stream.Z) -> Tensor:
-        """Elements of the given counters: float32 (len(block), per_block); pid may be (n,)."""
+    def blocks(
+        self,
+        block: Tensor,
+        seed: int,
+        pid: int | Tensor,
+        stream: int = Stream.Z,
+        out: Tensor | None = None,
+    ) -> Tensor:
+        """Elements of the given counters: float32 (len(block), per_block).
+
+        Args:
+            block: int64 (n,).
+            seed: 64-bit key.
+            pid: one parameter id, or one for each counter, int64 (n,).
+            stream: last word of the counter.
+            out: where to write them, contiguous, at an even place of its memory.
+        """
+
+    def _room(self, block: Tensor) -> Tensor:
+        return torch.empty(len(block), self.per_block, device=block.device)
 
     def fill(
         self, out: Tensor, seed: int, pid: int, offset: int = 0, stream: int = Stream.Z
@@ -53,13 +73,16 @@ class Noise(ABC):
         if on is not None:
             on.fill(self.kind, out, seed, pid, offset, stream)
             return
-        step = CHUNK * self.per_block
+        step = at_once() * self.per_block
         for start in range(0, out.numel(), step):
             part = out[start : start + step]
             first = (offset + start) // self.per_block
             last = (offset + start + part.numel() - 1) // self.per_block + 1
             block = torch.arange(first, last, dtype=torch.int64, device=out.device)
             skip = offset + start - first * self.per_block
+            if len(block) * self.per_block == part.numel() and part.storage_offset() % 2 == 0:
+                self.blocks(block, seed, pid, stream, out=part.view(len(block), self.per_block))
+                continue
             values = self.blocks(block, seed, pid, stream).view(-1)
             part.copy_(values[skip : skip + part.numel()])
 
@@ -91,12 +114,21 @@ class Gauss(Noise):
     kind = "gauss"
     per_block = 4
 
-    def blocks(self, block: Tensor, seed: int, pid: int | Tensor, stream: int = Stream.Z) -> Tensor:
+    def blocks(
+        self,
+        block: Tensor,
+        seed: int,
+        pid: int | Tensor,
+        stream: int = Stream.Z,
+        out: Tensor | None = None,
+    ) -> Tensor:
         w0, w1, w2, w3 = philox(block, seed, pid, stream)
         radius = _radius(torch.stack((w0, w2), dim=1).to(torch.int32))
-        out = torch.empty(len(block), 2, 2, device=block.device)
-        _sincos(torch.stack((w1, w3), dim=1).to(torch.int32), out[..., 1], out[..., 0])
-        return out.mul_(radius.unsqueeze(2)).view(len(block), 4)
+        out = self._room(block) if out is None else out
+        pairs = out.view(len(block), 2, 2)
+        _sincos(torch.stack((w1, w3), dim=1).to(torch.int32), pairs[..., 1], pairs[..., 0])
+        pairs.mul_(radius.unsqueeze(2))
+        return out
 
 
 class Gauss8(Noise):
@@ -105,16 +137,20 @@ class Gauss8(Noise):
     kind = "gauss8"
     per_block = 16
 
-    def __init__(self) -> None:
-        self._tables: dict[torch.device, Tensor] = {}
-
-    def blocks(self, block: Tensor, seed: int, pid: int | Tensor, stream: int = Stream.Z) -> Tensor:
-        table = self._tables.get(block.device)
-        if table is None:
-            table = self._tables[block.device] = gauss8_table().to(block.device)
-        word = torch.stack(philox(block, seed, pid, stream), dim=1).to(torch.int32)
-        index = word.view(torch.uint8).view(-1).to(torch.int32)  # bytes in little-endian order
-        return table.index_select(0, index).view(len(block), 16)
+    def blocks(
+        self,
+        block: Tensor,
+        seed: int,
+        pid: int | Tensor,
+        stream: int = Stream.Z,
+        out: Tensor | None = None,
+    ) -> Tensor:
+        out = self._room(block) if out is None else out
+        # Two bytes in little-endian order look up two levels, which are carried as one float64.
+        index = block_words(block, seed, pid, stream).view(torch.uint16).view(-1).to(torch.int32)
+        table = _table(gauss8_pairs, block.device)
+        torch.index_select(table, 0, index, out=out.view(torch.float64).view(-1))
+        return out
 
 
 class Rademacher(Noise):
@@ -123,11 +159,26 @@ class Rademacher(Noise):
     kind = "rademacher"
     per_block = 128
 
-    def blocks(self, block: Tensor, seed: int, pid: int | Tensor, stream: int = Stream.Z) -> Tensor:
-        word = torch.stack(philox(block, seed, pid, stream), dim=1).to(torch.int32)
-        shift = torch.arange(31, -1, -1, dtype=torch.int32, device=block.device)
-        bit = (word[:, :, None] << shift).bitwise_and_(-(1 << 31))
-        return bit.bitwise_or_(0x3F800000).view(torch.float32).view(len(block), 128)
+    def blocks(
+        self,
+        block: Tensor,
+        seed: int,
+        pid: int | Tensor,
+        stream: int = Stream.Z,
+        out: Tensor | None = None,
+    ) -> Tensor:
+        out = self._room(block) if out is None else out
+        # A byte, in little-endian order, looks up eight signs.
+        index = block_words(block, seed, pid, stream).view(torch.uint8).view(-1).to(torch.int32)
+        table = _table(rademacher_bytes, block.device)
+        torch.index_select(table, 0, index, out=out.view(-1, 8))
+        return out
+
+
+@functools.cache
+def _table(make: Callable[[], Tensor], device: torch.device) -> Tensor:
+    with torch.inference_mode(False):
+        return make().to(device)
 
 
 NOISES: dict[str, type[Noise]] = {cls.kind: cls for cls in (Gauss, Gauss8, Rademacher)}
@@ -146,6 +197,19 @@ def gauss8_table() -> Tensor:
     level = torch.special.ndtri(quantile)
     level = (level - level.flip(0)) / 2
     return (level / level.square().mean().sqrt()).float()
+
+
+def gauss8_pairs() -> Tensor:
+    """Levels of the low and the high byte of 16 bits, side by side: float64 (65536,) by name."""
+    level = gauss8_table()
+    both = torch.stack((level.repeat(256), level.repeat_interleave(256)), dim=1)
+    return both.view(torch.float64).view(-1)
+
+
+def rademacher_bytes() -> Tensor:
+    """The signs that a byte's bits stand for, lowest first: float32 (256, 8), set: -1."""
+    bit = (torch.arange(256)[:, None] >> torch.arange(8)) & 1
+    return 1.0 - 2.0 * bit.to(torch.float32)
 
 
 def _radius(word: Tensor) -> Tensor:

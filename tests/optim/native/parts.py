@@ -13,6 +13,7 @@ from torch import Tensor
 
 from zolab.optim import backend, native
 from zolab.optim.backend import Term
+from zolab.optim.directions import Direction
 from zolab.optim.noise import NOISES
 
 KINDS = tuple(NOISES)
@@ -38,22 +39,18 @@ def specification() -> Iterator[None]:
             os.environ["ZOLAB_NATIVE"] = before
 
 
-class Source:
+class Source(Direction):
     """z by the definition of the noise, counter by counter."""
 
-    kind = None  # nothing that a faster backend could make
-
     def __init__(self, kind: str) -> None:
-        self.noise = NOISES[kind]()
+        super().__init__(kind)
+        self.kind = None  # nothing that a faster backend could make
 
     def z(self, pid: int, seed: int, offset: int, count: int, device: torch.device) -> Tensor:
         per = self.noise.per_block
         first, last = offset // per, (offset + count - 1) // per + 1
         values = self.noise.blocks(torch.arange(first, last), seed, pid).view(-1)
         return values[offset - first * per :][:count]
-
-    def stored(self, *_: object) -> None:
-        return None
 
 
 def assert_same_bits(found: Tensor, expected: Tensor) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 from zolab.optim import triton
 from zolab.optim.backend import Limit, Term, pair, sweep_
 from zolab.optim.bits import pack_bits
-from zolab.optim.noise import NOISES
+from zolab.optim.directions import Direction
 from zolab.optim.triton.launch import BLOCK, Job
 
 _SEED, _PID = 0x9E3779B97F4A7C15, 7
@@ -19,22 +19,18 @@ class Mismatch(Exception):
     """A kernel gave other bits than the specification."""
 
 
-class Defined:
-    """z by the definition of its noise, on the CPU, counter by counter; see `backend.ZSource`."""
-
-    kind = None  # nothing that a faster backend makes
+class Defined(Direction):
+    """z by the definition of its noise, on the CPU, counter by counter."""
 
     def __init__(self, kind: str) -> None:
-        self.noise = NOISES[kind]()
+        super().__init__(kind)
+        self.kind = None  # nothing that a faster backend makes
 
     def z(self, pid: int, seed: int, offset: int, count: int, device: torch.device) -> Tensor:
         per = self.noise.per_block
         first, last = offset // per, (offset + count - 1) // per + 1
         values = self.noise.blocks(torch.arange(first, last), seed, pid).view(-1)
         return values[offset - first * per :][:count].to(device)
-
-    def stored(self, *_: object) -> None:
-        return None
 
 
 def check(kind: str, dtype: torch.dtype, device: torch.device) -> None:

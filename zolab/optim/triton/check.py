@@ -62,10 +62,10 @@ def check(kind: str, dtype: torch.dtype, device: torch.device) -> None:
         _same(f"{kind} sweep under a mask", under, expected[1])
         if not torch.equal(held.cpu(), pack_bits(decided)):
             raise Mismatch("the mask of a sweep differs from that of plain torch")
-        where = mask.to(device)
-        triton.pair(kind, old.to(device), _PID, _SEED, 1e-3, where, plus, minus, offset=3)
+        where, offset = mask.to(device), 8 - 5 * shift
+        triton.pair(kind, old.to(device), _PID, _SEED, 1e-3, where, plus, minus, offset=offset)
         for found, want in zip(
-            (plus, minus), pair(old, _PID, _SEED, 1e-3, source, mask, 3), strict=True
+            (plus, minus), pair(old, _PID, _SEED, 1e-3, source, mask, offset), strict=True
         ):
             _same(f"{kind} pair", found, want)
     index = torch.tensor([2, 0], device=device)

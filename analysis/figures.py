@@ -15,10 +15,9 @@ import numpy as np
 from analysis import across, aggregate, speedup, stats
 from analysis.convergence import final_values, mean_curve
 from analysis.methods import Group
-from analysis.plots import AXIS_TITLES, lap
+from analysis.plots import axis_title, lap
 from analysis.speedup import compare, target_level
 from analysis.tables import level, metric_name, scale, unit
-from zolab.tracking.schema import BACKPROP_FORWARDS
 
 _AXIS = "forwards_total"
 #: Letters of a legend that fit in an inch.
@@ -116,7 +115,7 @@ def _convergence(panel: Any, group: Group, colour: dict[str, str]) -> None:
         height = stats.mean(final_values(method, key)) * factor
         style, name = _DASHES[i % len(_DASHES)], _escape(method.label)
         panel.axhline(height, color=colour[method.label], linestyle=style, label=name)
-    panel.set_xlabel(f"{AXIS_TITLES[_AXIS]} (a back-propagation step counts {BACKPROP_FORWARDS})")
+    panel.set_xlabel(axis_title(_AXIS))
     panel.set_ylabel(f"dev {metric_name(group.metric)}")
     panel.set_title(_escape(f"{group.model} on {group.task}"), fontsize=10)
 

@@ -44,7 +44,7 @@ def table(content: Table, label: str) -> str:
         content: the table.
         label: what `\\ref` calls it, letters, digits and hyphens.
     """
-    columns = "l" + "r" * (len(content.headers) - 1)
+    columns = "".join("l" if words else "r" for words in content.is_text)
     lines = [
         r"\begin{table}[htbp]",
         r"  \centering",

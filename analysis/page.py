@@ -107,13 +107,18 @@ def _heading(table: Table) -> str:
 
 
 def _table(table: Table, colour: dict[str, str], marks: dict[str, str]) -> str:
-    head = "".join(f"<th>{_text(cell)}</th>" for cell in table.headers)
+    kinds = [' class="left"' if words and i else "" for i, words in enumerate(table.is_text)]
+    head = "".join(
+        f"<th{kind}>{_text(cell)}</th>" for kind, cell in zip(kinds, table.headers, strict=True)
+    )
     rows = []
     for row in table.rows:
         ink = colour.get(row[0])
         swatch = f'<span class="swatch" style="background:{ink}"></span>' if ink else ""
         cells = f"<td>{swatch}{_text(row[0])}</td>"
-        cells += "".join(f"<td>{_cell(cell)}</td>" for cell in row[1:])
+        cells += "".join(
+            f"<td{kind}>{_cell(cell)}</td>" for kind, cell in zip(kinds[1:], row[1:], strict=True)
+        )
         rows.append(f'<tr class="{marks.get(row[0], "")}">{cells}</tr>')
     notes = "".join(f'<p class="note">{_text(note)}</p>' for note in table.notes)
     return (

@@ -43,6 +43,12 @@ def colours(groups: Sequence[Group]) -> dict[str, str]:
     return chosen | {label: _CONSTANTS[i % len(_CONSTANTS)] for i, label in enumerate(flat)}
 
 
+def axis_title(axis: str) -> str:
+    """Heading of an axis of costs; that of forwards says how a back-propagation step counts."""
+    convention = f" (a back-propagation step counts {BACKPROP_FORWARDS})"
+    return AXIS_TITLES[axis] + (convention if axis == "forwards_total" else "")
+
+
 def lap(colour: dict[str, str], label: str) -> int:
     """How many labels before this one have its colour: what it needs another shape to tell."""
     inks = list(colour.values())
@@ -122,10 +128,7 @@ def _convergence(group: Group, colour: dict[str, str], axis: str) -> go.Figure |
                     hovertemplate="%{y:.2f}",
                 )
             )
-    title = AXIS_TITLES[axis]
-    if axis == "forwards_total":
-        title += f" (a back-propagation step counts {BACKPROP_FORWARDS})"
-    shape = layout(title, f"dev {metric_name(group.metric)}")
+    shape = layout(axis_title(axis), f"dev {metric_name(group.metric)}")
     shape["hovermode"] = "closest"
     return go.Figure(data, shape)
 

@@ -18,6 +18,8 @@ FORWARDS_NOTE = (
 )
 #: Metrics between 0 and 1 that are printed as percentages.
 _SHARES = frozenset({"accuracy", "f1", "exact_match"})
+#: Headings of columns of words, beside the first.
+_OF_WORDS = frozenset({"method", "method here", "but"})
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class Table:
 
     Attributes:
         title: one line.
-        headers: names of the columns; the first is a label, the others are right-aligned.
+        headers: names of the columns; the first is a label, numbers are right-aligned.
         rows: cells as text, each of the length of `headers`.
         notes: sentences printed below.
     """
@@ -35,6 +37,11 @@ class Table:
     headers: list[str]
     rows: list[list[str]]
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def is_text(self) -> list[bool]:
+        """Whether each column holds words, which are left-aligned."""
+        return [not i or name in _OF_WORDS for i, name in enumerate(self.headers)]
 
 
 def metric_name(metric: str) -> str:
@@ -93,7 +100,7 @@ def markdown(table: Table, *, heading: str = "###") -> str:
     """A table as GitHub Markdown; text of the user's cannot leave its cell."""
     lines = [f"{heading} {plain_markdown(table.title)}", ""] if table.title else []
     lines.append("| " + " | ".join(plain_markdown(cell) for cell in table.headers) + " |")
-    lines.append("|---" + "|---:" * (len(table.headers) - 1) + "|")
+    lines.append("".join("|---" if words else "|---:" for words in table.is_text) + "|")
     lines += ["| " + " | ".join(plain_markdown(cell) for cell in row) + " |" for row in table.rows]
     if table.notes:
         lines += ["", *(f"<sub>{plain_markdown(note)}</sub>  " for note in table.notes)]
@@ -118,8 +125,10 @@ def text(table: Table) -> str:
     widths = [max(len(row[i]) for row in cells) for i in range(len(table.headers))]
     lines = [plain(table.title)] if table.title else []
     for number, row in enumerate(cells):
-        padded = [row[0].ljust(widths[0])]
-        padded += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
+        padded = [
+            cell.ljust(width) if words else cell.rjust(width)
+            for cell, width, words in zip(row, widths, table.is_text, strict=True)
+        ]
         lines.append("  " + "  ".join(padded).rstrip())
         if number == 0:
             lines.append("  " + "  ".join("─" * width for width in widths))

@@ -93,7 +93,7 @@ def curves(cells: Sequence[Cell], axis: str, metric: str) -> tuple[Figure, str]:
                 "hovertemplate": "%{y:.2f} at %{x:,.6~g}",
             }
         )  # fmt: skip
-    shape = layout(AXES[axis], f"dev {metric_name(metric.removeprefix('dev/'))}")
+    shape = layout(plots.axis_title(axis), f"dev {metric_name(metric.removeprefix('dev/'))}")
     shape["hovermode"] = "closest"
     shape["uirevision"] = f"{axis} {metric}"  # zoom survives an update
     # The legend is below the plot and grows with the number of curves.
@@ -131,13 +131,13 @@ def _finite(values: Any) -> list[float | None]:
     return [float(value) if math.isfinite(value) else None for value in values]
 
 
-#: Panels of a run's page: title, keys drawn in it, logarithmic or not.
+#: Panels of a run's page: title, keys drawn in it, what its vertical axis is of.
 _PANELS = (
-    ("loss", ("train/loss", "dev/loss"), False),
-    ("dev metric", ("dev/accuracy", "dev/f1"), False),
-    ("projected_grad", ("zo/projected_grad",), False),
-    ("moved share and zero share", ("zo/moved_share", "zo/zero_share"), False),
-    ("seconds per step", ("perf/step_seconds", "perf/forward_seconds"), False),
+    ("loss", ("train/loss", "dev/loss"), "nats"),
+    ("dev metric", ("dev/accuracy", "dev/f1"), "share, 0 to 1"),
+    ("projected_grad", ("zo/projected_grad",), "(L+ − L−) / 2 eps"),
+    ("moved share and zero share", ("zo/moved_share", "zo/zero_share"), "share, 0 to 1"),
+    ("seconds per step", ("perf/step_seconds", "perf/forward_seconds"), "s"),
 )
 _POINTS = 2000
 
@@ -146,7 +146,7 @@ def journal(log: pl.DataFrame, name: str = "") -> list[tuple[str, Figure]]:
     """The plots of one run: what it logged over its steps; (title, figure)."""
     figures = []
     thin = max(1, -(-log.height // _POINTS))
-    for title, keys, _ in _PANELS:
+    for title, keys, what in _PANELS:
         data = []
         for number, key in enumerate(key for key in keys if key in log.columns):
             own = log.select("step", key).drop_nulls()
@@ -163,7 +163,7 @@ def journal(log: pl.DataFrame, name: str = "") -> list[tuple[str, Figure]]:
             )  # fmt: skip
             data[-1]["marker"]["color"] = PALETTE[number]
         if data:
-            shape = layout("", "")
+            shape = layout("steps", what)
             shape["height"] = 280
             figures.append((title, {"data": data, "layout": shape}))
     return figures
@@ -172,7 +172,7 @@ def journal(log: pl.DataFrame, name: str = "") -> list[tuple[str, Figure]]:
 def overlay(first: Cell, second: Cell) -> list[tuple[str, Figure]]:
     """Two runs in the same panels."""
     figures = []
-    for title, keys, _ in _PANELS:
+    for title, keys, what in _PANELS:
         data = []
         for number, cell in enumerate((first, second)):
             for key in keys:
@@ -191,7 +191,7 @@ def overlay(first: Cell, second: Cell) -> list[tuple[str, Figure]]:
                         }
                     )  # fmt: skip
         if data:
-            shape = layout("", "")
+            shape = layout("steps", what)
             shape["height"] = 280
             figures.append((title, {"data": data, "layout": shape}))
     return figures

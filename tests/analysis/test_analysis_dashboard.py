@@ -126,6 +126,11 @@ def test_curves_by_hand(tmp_path: Path) -> None:
     assert line["y"] == pytest.approx([50, 60, 75, 82.5, 80])
     assert band["y"][2] == pytest.approx(75 + 5 * 2**0.5)
     assert note == ""
+    titles = [figure["layout"][axis]["title"]["text"] for axis in ("xaxis", "yaxis")]
+    assert titles == ["forward passes (a back-propagation step counts 3)", "dev accuracy (%)"]
+    for _, panel in [*drawing.journal(cells[0].log), *drawing.overlay(*cells[:2])]:
+        assert panel["layout"]["xaxis"]["title"]["text"] == "steps"
+        assert panel["layout"]["yaxis"]["title"]["text"]
 
 
 def test_empty_and_growing_folder(tmp_path: Path) -> None:

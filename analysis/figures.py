@@ -162,7 +162,8 @@ def _speedup(panel: Any, group: Group, colour: dict[str, str]) -> None:
     panel.set_ylim(len(names) - 0.5, -0.5)
     base = "" if group.baseline is None else group.baseline.label
     aim = level(target_level(group) or 0.0, group.metric) + unit(group.metric)
-    panel.set_xlabel(_escape(f"speedup in forwards over {base}, to dev {group.metric} {aim}"))
+    lines = (f"speedup in forwards over {base},", f"to dev {group.metric} {aim}")
+    panel.set_xlabel("\n".join(map(_escape, lines)))
     panel.set_title(_escape(f"{group.model} on {group.task}"), fontsize=10)
 
 

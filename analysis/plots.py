@@ -45,7 +45,7 @@ def colours(groups: Sequence[Group]) -> dict[str, str]:
 
 def axis_title(axis: str) -> str:
     """Heading of an axis of costs; that of forwards says how a back-propagation step counts."""
-    convention = f" (a back-propagation step counts {BACKPROP_FORWARDS})"
+    convention = f" (a backprop step counts {BACKPROP_FORWARDS})"
     return AXIS_TITLES[axis] + (convention if axis == "forwards_total" else "")
 
 

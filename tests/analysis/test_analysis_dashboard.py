@@ -127,7 +127,7 @@ def test_curves_by_hand(tmp_path: Path) -> None:
     assert band["y"][2] == pytest.approx(75 + 5 * 2**0.5)
     assert note == ""
     titles = [figure["layout"][axis]["title"]["text"] for axis in ("xaxis", "yaxis")]
-    assert titles == ["forward passes (a back-propagation step counts 3)", "dev accuracy (%)"]
+    assert titles == ["forward passes (a backprop step counts 3)", "dev accuracy (%)"]
     for _, panel in [*drawing.journal(cells[0].log), *drawing.overlay(*cells[:2])]:
         assert panel["layout"]["xaxis"]["title"]["text"] == "steps"
         assert panel["layout"]["yaxis"]["title"]["text"]

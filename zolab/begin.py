@@ -173,6 +173,8 @@ def build_learner(cell: dict[str, Any], loaded: LoadedModel, work: Work) -> Lear
 
 def _settle(folder: Path, cell: dict[str, Any], optimizer: ZeroOrder, study: Study) -> None:
     """Placement self-check on the first batch, then the header is written or compared."""
+    # Weights that come and go with each pass make a second pass dear.
+    study.scorer.shares = optimizer.placement.keeps_weights
     header = read_json(folder / "header.json")
     if header:
         use_recorded_placement(optimizer, header)

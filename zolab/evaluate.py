@@ -102,5 +102,5 @@ def _scores(
 
 
 def _scored(scorer: Scorer, part: list[Encoded]) -> tuple[Tensor, Batch]:
-    batch = scorer.batch(part)
+    batch = scorer.batch(part, share=True)
     return scorer.scores(batch)[0], batch

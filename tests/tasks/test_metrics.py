@@ -24,7 +24,7 @@ class Chooses:
     def __init__(self, encoded, chosen) -> None:
         self.chosen = {id(e): c for e, c in zip(encoded, chosen, strict=True)}
 
-    def batch(self, part):
+    def batch(self, part, share):
         self.part = part
         return collate(part, 1, torch.device("cpu"))
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from zolab.objectives.encode import Encoded
+from zolab.objectives.shared import Span, spans_of
 
 #: Batches are padded to a multiple of this, so that few shapes occur.
 PAD_UNIT = 8
@@ -45,6 +46,7 @@ class Batch:
         right: bool (examples, width), the candidates that count as correct.
         num_label_tokens: tokens of the candidates trained on, over all examples.
         prompts: what answers are generated from; None where none are.
+        spans: rows of each example, where its prompt is to pass the model once; else empty.
     """
 
     input_ids: Tensor
@@ -58,6 +60,7 @@ class Batch:
     right: Tensor
     num_label_tokens: int
     prompts: Prompts | None = None
+    spans: tuple[Span, ...] = ()
 
     @property
     def num_examples(self) -> int:
@@ -65,9 +68,16 @@ class Batch:
 
 
 def collate(
-    encoded: Sequence[Encoded], pad_id: int, device: torch.device, limit: int | None = None
+    encoded: Sequence[Encoded],
+    pad_id: int,
+    device: torch.device,
+    limit: int | None = None,
+    share: bool = False,
 ) -> Batch:
-    """Pad and index some encoded examples; rows get no longer than `limit` by padding."""
+    """Pad and index some encoded examples; rows get no longer than `limit` by padding.
+
+    With `share` prompts with several rows pass the model once, where that is worth it.
+    """
     length = padded(max(e.length for e in encoded), limit)
     width = max(len(e.candidates) for e in encoded)
     rows: list[tuple[int, ...]] = []
@@ -103,6 +113,7 @@ def collate(
         *(t.to(device) for t in tensors),
         num_label_tokens=num_label_tokens,
         prompts=_prompts(encoded, pad_id, device),
+        spans=spans_of(encoded, length) if share else (),
     )
 
 

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from zolab.errors import UserError
 from zolab.objectives.batch import Batch, collate
 from zolab.objectives.encode import Encoded
+from zolab.objectives.shared import SharedPrompts
 
 
 class Scorer:
@@ -26,7 +27,12 @@ class Scorer:
         pad_id: token that fills up rows.
         autocast: dtype of the matrix products in a forward; None for that of the weights.
         limit: positions the model has; None if it has no limit.
+
+    Attributes:
+        shares: whether a prompt may pass once for several answers, see `batch`.
     """
+
+    shares = True
 
     def __init__(
         self,
@@ -47,9 +53,9 @@ class Scorer:
         """Where inputs go; asked each time, since a placement may move the model."""
         return next(self.model.parameters()).device
 
-    def batch(self, encoded: Sequence[Encoded]) -> Batch:
-        """Encoded examples as tensors for this model."""
-        return collate(encoded, self.pad_id, self.device, self.limit)
+    def batch(self, encoded: Sequence[Encoded], share: bool = False) -> Batch:
+        """Encoded examples as tensors for this model; `share` as in `collate`."""
+        return collate(encoded, self.pad_id, self.device, self.limit, share and self.shares)
 
     def scores(self, batch: Batch, copies: int = 1) -> Tensor:
         """Mean log-probability of each candidate's tokens.
@@ -61,8 +67,7 @@ class Scorer:
         Returns:
             float32 (copies, examples, width), -inf where an example has fewer candidates.
         """
-        shift = torch.arange(copies, device=self.device)[:, None] * batch.input_ids.numel()
-        logits = self.logits((batch.select + shift).view(-1), **self._inputs(batch, copies))
+        logits = self._scored(batch, copies)
         logits = logits.view(copies, len(batch.select), -1).float()
         log_probs = F.log_softmax(logits, dim=-1)[:, batch.entry, batch.target]
         sums = log_probs.new_zeros(copies, batch.counts.numel())
@@ -70,6 +75,11 @@ class Scorer:
         counts = batch.counts.view(-1)
         scores = torch.where(counts > 0, sums / counts.clamp(min=1), -torch.inf)
         return scores.view(copies, *batch.counts.shape)
+
+    def _scored(self, batch: Batch, copies: int) -> Tensor:
+        """Logits at the scored positions of each copy: (copies * scored, vocabulary)."""
+        shift = torch.arange(copies, device=self.device)[:, None] * batch.input_ids.numel()
+        return self.logits((batch.select + shift).view(-1), **self._inputs(batch, copies))
 
     def losses(self, batch: Batch, copies: int = 1) -> Tensor:
         """Cross-entropy over the candidates' scores: float32 (copies, examples), nats."""
@@ -140,6 +150,18 @@ class CausalScorer(Scorer):
     Rows are padded on the right and attention is causal, so padding never reaches a scored
     position and no attention mask is needed.
     """
+
+    def __init__(self, model: nn.Module, *args: Any, **options: Any) -> None:
+        super().__init__(model, *args, **options)
+        self.shared = SharedPrompts(self.forward, getattr(model, "config", None))
+
+    def _scored(self, batch: Batch, copies: int) -> Tensor:
+        def plain() -> Tensor:
+            return super(CausalScorer, self)._scored(batch, copies)
+
+        if copies > 1 or not batch.spans:
+            return plain()
+        return self.shared.logits(batch.input_ids, batch.select, batch.spans, plain)
 
     def _inputs(self, batch: Batch, copies: int) -> dict[str, Any]:
         return {"input_ids": _repeat(batch.input_ids, copies), "use_cache": False}

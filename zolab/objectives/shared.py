@@ -79,12 +79,10 @@ class SharedPrompts:
 
     Args:
         forward: `Scorer.forward` of a causal model: (select, **inputs) to its output.
-        config: of the model.
     """
 
-    def __init__(self, forward: Callable[..., Any], config: Any) -> None:
+    def __init__(self, forward: Callable[..., Any]) -> None:
         self.forward = forward
-        self.config = config
         self.usable: bool | None = None
 
     def logits(
@@ -127,12 +125,8 @@ class SharedPrompts:
     def _one(self, ids: Tensor, prefix: int, select: Tensor) -> Tensor:
         if not prefix:
             return self.forward(select, input_ids=ids, use_cache=False).logits
-        from transformers import DynamicCache
-
-        cache = DynamicCache(config=self.config)
-        self.forward(
-            select[:1] * 0, input_ids=ids[:1, :prefix], past_key_values=cache, use_cache=True
-        )
+        first = self.forward(select[:1] * 0, input_ids=ids[:1, :prefix], use_cache=True)
+        cache = first.past_key_values
         cache.batch_repeat_interleave(len(ids))
         rest = ids[:, prefix:]
         return self.forward(select, input_ids=rest, past_key_values=cache, use_cache=True).logits

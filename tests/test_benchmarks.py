@@ -174,6 +174,8 @@ def test_mistakes_are_told_before_anything_is_measured(tmp_path):
         (["step", "--device", "tpu9"], "--device tpu9"),
         (["step", "--json", str(tmp_path / "no" / "x.json")], "--json"),
         (["step", "--dtype", "float8"], "--dtype"),
+        (["step", "--backend", "triton"], "--backend triton: not on this cpu"),
+        (["kernels", "--backend", "triton"], "--backend triton: not on this cpu"),
     ):
         with pytest.raises(UserError, match=said.replace("?", r"\?")):
             bench(argv)

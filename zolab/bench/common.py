@@ -177,6 +177,18 @@ def backends(device: torch.device) -> list[str]:
     return [*found, "torch"]
 
 
+def chosen_backends(name: str | None, device: torch.device) -> list[str]:
+    """The one asked for; all there are if none is.
+
+    Raises:
+        UserError: it is not to be had on this device.
+    """
+    found = backends(device)
+    if name is not None and name not in found:
+        raise UserError(f"--backend {name}: not on this {device.type}; there is {', '.join(found)}")
+    return [name] if name is not None else found
+
+
 def seconds(work: Callable[[], Any], device: torch.device) -> float:
     """Time of one call by the clock chosen, until the device is done."""
     begin = _clock()

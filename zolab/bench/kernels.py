@@ -34,13 +34,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=9)
     args = parser.parse_args(argv)
     device = common.settle(args)
-    found = common.backends(device)
+    found = common.chosen_backends(args.backend, device)
     rows = []
     for dtype in args.dtype:
         torch.manual_seed(0)
         weight = torch.randn(args.elements, device=device).to(DTYPES[dtype])
         for noise in args.noise:
-            for name in [b for b in found if args.backend in (None, b)] or found:
+            for name in found:
                 with common.backend(name):
                     for work, run in _works(noise, weight).items():
                         row = {"kernel": work, "noise": noise, "backend": name, "dtype": dtype}

@@ -89,6 +89,7 @@ def main(argv: list[str] | None = None) -> int:
     """Measure every dtype until rounds or seconds are used up; print the table, write the file."""
     args = _parse(argv)
     device = common.settle(args)
+    common.chosen_backends(args.backend, device)
     rows, lines, loads = [], {}, []
     for dtype in args.dtype:
         lines[dtype] = common.roofline(device, dtype, 16 if args.model == "tiny" else 256)
@@ -139,8 +140,7 @@ def _measure(
 
 def _schemes(args: argparse.Namespace, model: nn.Module) -> list[Scheme]:
     """All noises and backends with plain MeZO; one of each with what builds on it."""
-    found = common.backends(next(model.parameters()).device)
-    chosen = [name for name in found if args.backend in (None, name)] or found
+    chosen = common.chosen_backends(args.backend, next(model.parameters()).device)
     out = []
     for name in args.scheme:
         change = KINDS[name][0]

@@ -128,12 +128,9 @@ def _prompts(encoded: Sequence[Encoded], pad_id: int, device: torch.device) -> P
 
 def _fill(rows: Sequence[tuple[int, ...]], length: int, pad_id: int) -> tuple[Tensor, Tensor]:
     """Rows padded on the right, and 1 where a token is no padding."""
-    ids = torch.full((len(rows), length), pad_id, dtype=torch.int64)
-    attention = torch.zeros_like(ids)
-    for i, row in enumerate(rows):
-        ids[i, : len(row)] = torch.tensor(row)
-        attention[i, : len(row)] = 1
-    return ids, attention
+    ids = torch.tensor([[*row, *[pad_id] * (length - len(row))] for row in rows])
+    lengths = torch.tensor([len(row) for row in rows])
+    return ids, (torch.arange(length) < lengths[:, None]).long()
 
 
 def padded(longest: int, limit: int | None) -> int:

@@ -102,7 +102,7 @@ def sweep_(
     limit = mask if isinstance(mask, Limit) else None
     on = fast.kernels(source.kind, weight)
     if on is not None:
-        kept = _stored(source, pid, terms, weight) if on.READS_KEPT else None
+        kept = _stored(source, pid, terms, weight) if source.kind in on.READS_KEPT else None
         mask = None if limit else mask
         on.sweep(source.kind, weight, pid, terms, mask, limit=limit, kept=kept)
         return
@@ -156,7 +156,7 @@ def resweep_(
     """
     terms = [*before, *after]
     on = fast.kernels(source.kind, weight)
-    kept = _stored(source, pid, terms, weight) if on.READS_KEPT else None
+    kept = _stored(source, pid, terms, weight) if source.kind in on.READS_KEPT else None
     on.sweep(source.kind, weight, pid, terms, mask, limit=limit, split=len(before), kept=kept)
 
 
@@ -184,7 +184,7 @@ def pair(
     on = fast.kernels(source.kind, weight)
     if on is not None:
         kept = None
-        if on.READS_KEPT:
+        if source.kind in on.READS_KEPT:
             kept = source.stored(pid, seed, offset, weight.numel(), weight.device)
         on.pair(source.kind, weight, pid, seed, eps, mask, plus, minus, offset=offset, kept=kept)
         return plus, minus

@@ -139,6 +139,10 @@ class Kept:
 
     stored = z
 
+    def whole(self, seed: int, device: torch.device) -> dict[int, Tensor]:
+        """z of every parameter, by id: float32, flat; read only."""
+        return self._direction(seed, device)
+
     def state_bytes(self) -> int:
         """z of the seeds remembered, and the plan by which plain torch makes it."""
         kept = 4 * self._seeds * sum(self._sizes.values())

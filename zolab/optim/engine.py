@@ -10,11 +10,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from zolab.optim import fast
+from zolab.optim import fast, native
 from zolab.optim.backend import Limit, Term, pair, resweep_, sweep_
 from zolab.optim.bits import Places, pack_bits, unpack_bits
 from zolab.optim.directions import Direction, Kept
 from zolab.optim.masks import Dense
+from zolab.optim.native.walk import walk
 from zolab.optim.parameters import ParamInfo
 
 #: Models whose trained float32 elements fit in this many bytes trade memory for time: z is kept
@@ -96,7 +97,8 @@ class Engine:
         total = sum(info.numel for info in self.infos)
         self.source: Direction | Kept = direction
         self._small = 4 * total <= KEEP_BYTES
-        if self._small:
+        on = fast.kernels(direction.kind, infos[0].data) if infos else None
+        if self._small and (on is None or direction.kind in on.READS_KEPT):
             self.source = Kept(direction, {info.pid: info.numel for info in self.infos})
         self._held: dict[int, Tensor | Places | bool] = {}
 
@@ -215,6 +217,24 @@ class Engine:
         chosen = None if mask is True else mask
         begin = time.perf_counter()
         sweep_(info.data, info.pid, terms, self.source, chosen)
+        self.clock.perturb += time.perf_counter() - begin
+
+    def walk(self, infos: Sequence[ParamInfo], terms: Sequence[Term]) -> None:
+        """The same terms over some parameters, none of which has a mask."""
+        if not terms:
+            return
+        first, weights = infos[0].data, [info.data for info in infos]
+        alike = all(w.dtype == first.dtype and w.device == first.device for w in weights)
+        if not alike or fast.name(self.source.kind, first) != native.NAME:
+            for info in infos:
+                self.sweep(info, terms, True)
+            return
+        begin = time.perf_counter()
+        kept = None
+        if isinstance(self.source, Kept):
+            seeds = dict.fromkeys(term.seed for term in terms if term.a != 0.0)
+            kept = {seed: self.source.whole(seed, first.device) for seed in seeds}
+        walk(self.source.kind, weights, [info.pid for info in infos], terms, kept)
         self.clock.perturb += time.perf_counter() - begin
 
     def sweep_held(self, info: ParamInfo, terms: Sequence[Term]) -> None:

@@ -16,7 +16,7 @@ import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from ctypes import CDLL, byref
+from ctypes import CDLL, Array, byref
 from typing import TYPE_CHECKING
 
 import torch
@@ -35,8 +35,8 @@ __all__ = ["available", "fill", "handles", "pair", "rows", "sweep"]
 
 #: Name in the benchmark and in `zolab doctor`.
 NAME = "cpp"
-#: z that is kept is read instead of being made.
-READS_KEPT = True
+#: Noises whose z is read where it is kept; the others are made in less time than memory gives them.
+READS_KEPT = frozenset({"gauss"})
 #: Masks may be held as the places of what moves.
 READS_PLACES = True
 
@@ -168,16 +168,9 @@ def sweep(
     on = _library()
     at = _pointer("weight", weight)
     chosen = _mask(mask, weight, limit, split, offset)
-    count = len(terms)
-    packed = (_CTerm * count)()
+    packed, count = _packed(terms), len(terms)
     for c, term in zip(packed, terms, strict=True):
         z = kept.get(term.seed) if kept else None
-        c.a, c.scale, c.seed, c.stochastic = (
-            term.a,
-            term.scale,
-            term.seed & _MASK64,
-            term.stochastic,
-        )
         c.z = None if z is None else _pointer("kept", z, torch.float32, weight.numel())
     code, dtype = _KINDS[kind], _DTYPES[weight.dtype]
 
@@ -249,6 +242,14 @@ def pair(
         )
 
     _split(size, run)
+
+
+def _packed(terms: Sequence[Term]) -> Array[_CTerm]:
+    """Terms as C takes them, z to be made."""
+    out = (_CTerm * len(terms))()
+    for c, t in zip(out, terms, strict=True):
+        c.a, c.scale, c.seed, c.stochastic = t.a, t.scale, t.seed & _MASK64, t.stochastic
+    return out
 
 
 def _library() -> _Loaded:

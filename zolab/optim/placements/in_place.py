@@ -11,6 +11,7 @@ from torch import nn
 from zolab.optim import fast
 from zolab.optim.backend import Term
 from zolab.optim.engine import Engine, Update, half_precision
+from zolab.optim.masks import Dense
 from zolab.optim.noise import root_mean_square, rounding_unit
 from zolab.optim.parameters import ParamInfo
 from zolab.optim.placements.base import Closure, Placement, Probe
@@ -40,12 +41,14 @@ class InPlace(Placement):
         if sweeps not in ("two", "official"):
             raise ValueError(f"placement.sweeps = {sweeps!r}: expected two or official")
         self.sweeps = sweeps
+        self._alike: list[list[ParamInfo]] | None = None
         self._stand: _Stand | None = None
         self._update: Update | None = None
         self._open = False  # a step has begun and its update has not been handed in
 
     def bind(self, engine: Engine, rule: Rule, model: nn.Module | None, seed: int) -> None:
         super().bind(engine, rule, model, seed)
+        self._alike = _alike(engine, rule)
         half = next((info for info in engine.infos if half_precision(info.data)), None)
         if half is not None:
             unit = rounding_unit(half.param.dtype, root_mean_square(half.data))
@@ -97,32 +100,32 @@ class InPlace(Placement):
     def _move(self, to: _Stand) -> None:
         """One sweep from wherever the weights stand to theta + scale * eps * z."""
         with fast.together():
-            for info in self.engine.infos:
+            for infos in self._alike or ():
+                self.engine.walk(infos, self._terms(infos[0], to))
+            for info in self.engine.infos if self._alike is None else ():
                 self._move_one(info, to)
         self._stand, self._update, self._open = to, None, True
 
     def _move_one(self, info: ParamInfo, to: _Stand) -> None:
-        engine, at, group = self.engine, self._stand, info.group
-        if self._open and at is not None and at.seed == to.seed:
-            step = Term(to.scale * to.eps[group] - at.scale * at.eps[group], to.seed)
-            engine.sweep_held(info, [step])
-            return
-        step = Term(to.scale * to.eps[group], to.seed)
-        if self._open or engine.mask.static:
+        if self._open or self.engine.mask.static:
             # The mask is the same before and after: way back, update and probe in one sweep.
-            self._settle(info, [step])
+            self.engine.sweep_held(info, self._terms(info, to))
         else:
-            engine.resweep(info, self._terms_back(info), [step])
+            step = Term(to.scale * to.eps[info.group], to.seed)
+            self.engine.resweep(info, self._terms_back(info), [step])
+
+    def _terms(self, info: ParamInfo, to: _Stand) -> list[Term]:
+        """From where a parameter stands to `to`, under one mask."""
+        at, eps = self._stand, to.eps[info.group]
+        if self._open and at is not None and at.seed == to.seed:
+            return [Term(to.scale * eps - at.scale * at.eps[info.group], to.seed)]
+        return [*self._terms_back(info), Term(to.scale * eps, to.seed)]
 
     def _settle_all(self) -> None:
         with fast.together():
             for info in self.engine.infos:
-                self._settle(info)
+                self.engine.sweep_held(info, self._terms_back(info))
         self._stand = self._update = None
-
-    def _settle(self, info: ParamInfo, then: Sequence[Term] = ()) -> None:
-        """Bring one parameter back, apply the update that waits for it, and go on with `then`."""
-        self.engine.sweep_held(info, [*self._terms_back(info), *then])
 
     def _terms_back(self, info: ParamInfo) -> list[Term]:
         """The way back and the update that waits; one that is no list of terms is applied here."""
@@ -141,6 +144,18 @@ class InPlace(Placement):
             update = engine.scaled(update, info)
             terms = _merge(terms + rule.terms(update, info.group, stochastic=False))
         return terms
+
+
+def _alike(engine: Engine, rule: Rule) -> list[list[ParamInfo]] | None:
+    """Parameters whose terms are the same at every step, a list a group; None if they differ."""
+    if rule.stateful or type(engine.mask) is not Dense:
+        return None
+    if any(engine.direction.gain(info.pid) != 1.0 for info in engine.infos):
+        return None
+    groups: dict[int, list[ParamInfo]] = {}
+    for info in engine.infos:
+        groups.setdefault(info.group, []).append(info)
+    return list(groups.values())
 
 
 @dataclass(frozen=True)

@@ -32,8 +32,8 @@ __all__ = ["fill", "handles", "pair", "rows", "settle", "sweep", "sweep_many", "
 
 #: Name in the benchmark and in `zolab doctor`.
 NAME = "triton"
-#: z that is kept is not read: making it costs no more than fetching it.
-READS_KEPT = False
+#: Noises whose z is read where it is kept: making it costs no more than fetching it.
+READS_KEPT: frozenset[str] = frozenset()
 #: Masks are held as bytes or bits.
 READS_PLACES = False
 

@@ -76,15 +76,37 @@ def _mean(losses: Sequence[float]) -> float:
     return sum(losses) / len(losses) if losses else math.nan
 
 
+def _plain_line(record: StepRecord) -> str | None:
+    """The row of a step of finite numbers that needs no further key, as json would write it.
+
+    Between two steps the caches hold the model's weights: what a step of a small model spends on
+    its journal is mostly the Python of it.
+    """
+    losses, c = record.losses, record.coefficients
+    if c is None or record.extra is not None or record.num_forwards != len(losses):
+        return None
+    if record.loss == 0.0 or record.loss != _mean(losses):
+        return None
+    numbers = (
+        f'"lr":{record.lr!r},"c":[{",".join(map(repr, c))}],"l":[{",".join(map(repr, losses))}]'
+    )
+    # "nan", "inf" and "np.float64(…)" are no JSON; all other numbers are as json writes them.
+    return None if "n" in numbers else f'{{"s":{record.step},{numbers}}}'
+
+
 class Journal:
     """The rows of one attempt, `attempts/<n>/journal.jsonl`."""
 
     def __init__(self, attempt_dir: Path) -> None:
         self._lines = JsonLines(attempt_dir / "journal.jsonl")
 
-    def append(self, row: JournalRow) -> None:
+    def append(self, record: StepRecord) -> None:
         """Write one step; UserError when the disk is full."""
-        self._lines.write(row.to_json())
+        line = _plain_line(record)
+        if line is None:
+            self._lines.write(JournalRow.of(record).to_json())
+        else:
+            self._lines.write_line(line)
 
     def close(self) -> None:
         self._lines.close()

@@ -17,6 +17,7 @@ from zolab.journal import JournalRow
 from zolab.learner import Reader
 from zolab.memory import EVALUATION, STEPS
 from zolab.objectives import PAD_UNIT, BatchLoss, Scorer
+from zolab.optim import StepRecord
 from zolab.parallel import SharedLoss, agree, share_of
 from zolab.process import Preempted, age_seconds, stop_asked
 from zolab.tally import Counters, Since
@@ -103,7 +104,7 @@ class _Loop:
         started = time.perf_counter()
         learner.step(closure)
         since.note(time.perf_counter() - started, closure, before)
-        record = JournalRow.of(learner.last)
+        record = learner.last
         if job.journal is not None:
             job.claim.glance()
             job.journal.append(record)
@@ -150,7 +151,7 @@ class _Loop:
 
     # -- rows ------------------------------------------------------------------------------------
 
-    def _row_if_due(self, record: JournalRow | None) -> None:
+    def _row_if_due(self, record: StepRecord | JournalRow | None) -> None:
         """Write the row of the present step if it is due; `record` None before any step."""
         step, settings = self.step, self.job.settings
         last = step == self.total
@@ -204,7 +205,7 @@ class _Loop:
     def _moved(self) -> dict[str, float]:
         return {} if self.job.watch is None else self.job.watch.moved()
 
-    def _training(self, record: JournalRow) -> dict[str, float]:
+    def _training(self, record: StepRecord | JournalRow) -> dict[str, float]:
         out = {"train/loss": record.loss, "train/lr": record.lr}
         if self.job.learner.journaled:
             if len(record.losses) > 1:
@@ -305,7 +306,7 @@ class _Loop:
             return 1.0 - (step - 1) / self.total
         return 1.0
 
-    def _count(self, record: JournalRow, indices: Sequence[int]) -> None:
+    def _count(self, record: StepRecord | JournalRow, indices: Sequence[int]) -> None:
         batch = [self._tokens[i] for i in indices]
         self.job.counters.add(record.num_forwards, batch, record.coefficients)
 

@@ -32,7 +32,11 @@ class JsonLines:
         Raises:
             UserError: the disk is full; earlier rows stay readable.
         """
-        line = _encode(row).encode() + b"\n"
+        self.write_line(_encode(row))
+
+    def write_line(self, text: str) -> None:
+        """Append one row that is JSON already; UserError as `write`."""
+        line = text.encode() + b"\n"
         try:
             written = self._file.write(line)
             if written != len(line):

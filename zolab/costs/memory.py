@@ -110,6 +110,8 @@ def placement_of(cell: Cell) -> str:
     if target != "auto":
         return known.get(target, target.lower())
     plain = cell["sparsity"]["_target_"] in ("zolab.optim.Dense", "zolab.optim.LayerMask")
+    direction = cell["optimizer"].get("direction", {}).get("_target_")
+    plain &= direction not in ("zolab.optim.LazyLowRank", "zolab.optim.Subspace")
     return "in_place" if plain and cell["model"]["dtype"] == "float32" else "paired"
 
 

@@ -126,7 +126,9 @@ class ZeroOrder(torch.optim.Optimizer):
         if self.rule.reach > 1 or getattr(self.estimator, "num_probes", 1) > 2:
             # More seeds in turn than `Kept` remembers: it would make all of z for each of them.
             self.engine.source = self.direction
-        self.use_placement(placement or default_placement(self.infos, self.mask, model))
+        self.use_placement(
+            placement or default_placement(self.infos, self.mask, self.direction, model)
+        )
         exact = any(info.param.dtype == torch.float64 for info in self.infos)
         # Nine digits are finer than fp32 and keep a journal row short; fp64 keeps them all.
         self._digits = 17 if exact else 9

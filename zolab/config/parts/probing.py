@@ -133,4 +133,4 @@ class Offload:
 
 @dataclass
 class Auto:
-    """Left to the optimizer: in_place for float32 without a mask, paired otherwise."""
+    """Left to the optimizer: in_place for float32, no mask and full rank; paired otherwise."""

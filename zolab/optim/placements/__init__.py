@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from zolab.optim.directions import Direction
+from zolab.optim.low_rank import LowRank
 from zolab.optim.masks import Dense
 from zolab.optim.parameters import ParamInfo
 from zolab.optim.placements.base import Placement, Probe
@@ -19,9 +21,11 @@ __all__ = ["InPlace", "Offload", "Paired", "PerLayer", "Placement", "Probe", "de
 
 
 def default_placement(
-    infos: Sequence[ParamInfo], mask: Dense, model: nn.Module | None
+    infos: Sequence[ParamInfo], mask: Dense, direction: Direction, model: nn.Module | None
 ) -> Placement:
-    """`InPlace` for dense wide weights; `Paired` for 16-bit weights or masks, given a model."""
+    """`InPlace` for dense wide weights; `Paired`, given a model, for 16-bit weights, masks, and
+    directions of low rank, whose two signs then share one product with the weights."""
     half = any(info.param.dtype in (torch.bfloat16, torch.float16) for info in infos)
     masked = mask.sparsity > 0.0
-    return Paired() if model is not None and (half or masked) else InPlace()
+    thin = isinstance(direction, LowRank)
+    return Paired() if model is not None and (half or masked or thin) else InPlace()

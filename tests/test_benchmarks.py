@@ -206,7 +206,13 @@ def test_small_parts_measure_what_they_say(tmp_path):
     assert abs(by["paired", "bfloat16"]["updates"]["0.0001"]["slope"] - 1.0) < 0.05
 
     rows = rows_of(tmp_path / "f.json", "forward", "--model", "tiny", "--rounds", "1")
-    assert {row["trick"] for row in rows} >= {"scored positions only", "both signs in one batch"}
+    assert [row["trick"] for row in rows] == [
+        "scored positions only",
+        "both signs in one batch",
+        "layers below once: the last layer moves",
+        "layers below once: the last third of the layers moves",
+        "a prompt once for its answers",
+    ]
 
     rows = rows_of(
         tmp_path / "l.json", "logging", "--steps", "40", "--wandb", "off", "--pause", "0"

@@ -1,21 +1,27 @@
 """What each trick of the forward saves, each against the plain way, in turns.
 
 Ratios above 1 mean that the trick is faster. The plain ways: logits at every position; every batch
-as long as the longest example; two forwards instead of one of the doubled batch.
+as long as the longest example; two forwards instead of one of the doubled batch; a row of its own
+for each answer, prompt included (`--answers` of 4 tokens, a prompt of 4 times `--tokens`); both
+signs through all layers where only the last one, or the last third, moves (whole steps).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
+from zolab import optim
 from zolab.bench import common
 from zolab.bench.common import DTYPES, SHAPES, random_opt, spread, synthetic_batches, table
 from zolab.bench.embedded import embedded
 from zolab.objectives import Batch, BatchLoss, CausalScorer
+from zolab.objectives.encode import Candidate, Encoded
+from zolab.optim.offload.blocks import find_blocks
 
 Work = Callable[[], Any]
 
@@ -27,6 +33,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--dtype", nargs="+", default=["float32", "bfloat16"], choices=list(DTYPES))
     parser.add_argument("--rows", type=int, default=16, help="examples in a batch")
     parser.add_argument("--tokens", type=int, default=64, help="tokens of an example")
+    parser.add_argument("--answers", type=int, default=10, help="answers to a shared prompt")
     parser.add_argument("--rounds", type=int, default=9)
     args = parser.parse_args(argv)
     device = common.settle(args)
@@ -38,7 +45,10 @@ def main(argv: list[str] | None = None) -> int:
             model = random_opt(args.model, dtype, device)
             vocab = model.config.vocab_size
             batches = synthetic_batches(2, args.rows, args.tokens, vocab, device)
-        for name, (plain, trick) in _tricks(model, batches, device).items():
+        tricks = _tricks(model, batches, device) | _upper(model, batches[0])
+        if args.model != "embedded":
+            tricks |= _answers(model, args, device)
+        for name, (plain, trick) in tricks.items():
             ratios = []
             for number in range(args.rounds + 1):
                 one, other = common.seconds(plain, device), common.seconds(trick, device)
@@ -91,6 +101,52 @@ def _tricks(
                 BatchLoss(scorer, [each])(1)
 
         out["batches of like length"] = (stretched, bucketed)
+    return out
+
+
+def _answers(model: nn.Module, args: Any, device: torch.device) -> dict[str, tuple[Work, Work]]:
+    """Two examples scored over answers of four tokens behind one prompt."""
+    prompt, answer = min(4 * args.tokens, model.config.max_position_embeddings - 8), 4
+    generator = torch.Generator().manual_seed(2)
+
+    def tokens(count: int) -> tuple[int, ...]:
+        drawn = torch.randint(10, model.config.vocab_size, (count,), generator=generator)
+        return tuple(drawn.tolist())
+
+    def example() -> Encoded:
+        asked, said = tokens(prompt), [tokens(answer) for _ in range(args.answers)]
+        places = tuple(range(prompt - 1, prompt + answer - 1))
+        answers = tuple(Candidate(i, places, one) for i, one in enumerate(said))
+        return Encoded(tuple(asked + one[:-1] for one in said), answers, 0, False)
+
+    scorer = CausalScorer(model, pad_id=1)
+    examples = [example(), example()]
+    apart, shared = (scorer.batch(examples, share=share) for share in (False, True))
+    score = torch.inference_mode()(scorer.scores)
+    works = (partial(score, apart), partial(score, shared))
+    return {"a prompt once for its answers": works}
+
+
+def _upper(model: nn.Module, batch: Batch) -> dict[str, tuple[Work, Work]]:
+    """Steps in which nothing moves below some layer, by `paired` with and without what it knows."""
+    blocks = [block.name for block in find_blocks(model)]
+    third = blocks[-(len(blocks) // 3 or 1) :]
+    chosen = {"the last layer": blocks[-1:], "the last third of the layers": third}
+    out = {}
+    for what, names in chosen.items():
+        moving = [
+            (name, p)
+            for name, p in model.named_parameters()
+            if any(name.startswith(block + ".") for block in names)
+        ]
+        both = []
+        for usable in (False, None):
+            placement = optim.Paired()
+            step = optim.ZeroOrder(moving, 1e-6, 1e-3, placement=placement, model=model).step
+            placement.lower.usable = usable
+            loss = BatchLoss(CausalScorer(model, pad_id=1), [batch])
+            both.append(partial(step, loss))
+        out[f"layers below once: {what} moves"] = (both[0], both[1])
     return out
 
 

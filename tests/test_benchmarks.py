@@ -206,7 +206,7 @@ def test_small_parts_measure_what_they_say(tmp_path):
     assert abs(by["paired", "bfloat16"]["updates"]["0.0001"]["slope"] - 1.0) < 0.05
 
     rows = rows_of(tmp_path / "f.json", "forward", "--model", "tiny", "--rounds", "1")
-    assert [row["trick"] for row in rows] == [
+    assert [row["trick"] for row in rows if row["dtype"] == "float32"] == [
         "scored positions only",
         "both signs in one batch",
         "layers below once: the last layer moves",

@@ -14,6 +14,7 @@ from tests.optim.tiny import small_lm
 from zolab.models.tuning.subset import Head
 from zolab.optim import LayerMask, Paired, ZeroOrder
 from zolab.optim.offload.blocks import find_blocks
+from zolab.optim.placements.lower import FAMILIES as KNOWN
 
 ROWS, TOKENS = 5, 7
 
@@ -107,8 +108,8 @@ def test_a_layer_mask_moves_the_place_from_step_to_step() -> None:
         model = small_lm()
         mask = LayerMask(0.5, always_active=["head", "final_norm"])
         optimizer = optimizer_of(model, mask=mask)
-        if plain:
-            optimizer.placement.lower.usable = False
+        assert not optimizer.placement.lower.usable, "nobody knows this model"
+        optimizer.placement.lower.usable = not plain
         calls = rows_of_layers(model)
         closure = closure_of(model)
         found.append([])
@@ -152,14 +153,63 @@ def test_a_model_that_keeps_rows_elsewhere_goes_the_plain_way() -> None:
     assert found[0] == found[1]
 
 
+def roberta(num_layers: int) -> nn.Module:
+    """Only the second layer trains."""
+    from transformers import RobertaConfig, RobertaForMaskedLM
+
+    torch.manual_seed(3)
+    config = {**FAMILIES["roberta"].config, "num_hidden_layers": num_layers}
+    model = RobertaForMaskedLM(RobertaConfig(**config)).eval()
+    model.requires_grad_(False)
+    find_blocks(model)[1].module.requires_grad_(True)
+    return model
+
+
+@pytest.mark.parametrize("order", [(False, True), (True, False)])
+def test_batches_before_do_not_matter(order: tuple[bool, bool]) -> None:
+    """Masks that only some batches have reach the layers above with the rows of both signs."""
+    found = []
+    for alone in (False, True):
+        model = roberta(4)
+        optimizer = optimizer_of(model, lr=0.0)
+        calls = rows_of_layers(model)
+        for padded in order[1:] if alone else order:
+            closure = closure_of(model, padded)
+            if alone:
+                optimizer.num_steps = 1
+            optimizer.step(closure)
+        found.append(optimizer.last.losses)
+        assert [layer[-1] for layer in calls] == [ROWS, 2 * ROWS, 2 * ROWS, 2 * ROWS]
+    assert found[0] == found[1]
+
+
+def test_weights_that_move_before_the_layers_make_a_batch_go_wide() -> None:
+    model = roberta(3)
+    model.roberta.embeddings.LayerNorm.requires_grad_(True)
+    calls = rows_of_layers(model)
+    optimizer = optimizer_of(model)
+    found = losses(optimizer, closure_of(model, True), 2)
+    assert [layer for layer in calls] == [[2 * ROWS] * 2] * 3
+    model = roberta(3)
+    model.roberta.embeddings.LayerNorm.requires_grad_(True)
+    optimizer = optimizer_of(model)
+    optimizer.placement.lower.usable = False
+    assert losses(optimizer, closure_of(model, True), 2) == found
+
+
+def test_every_known_family_is_compared_with_the_plain_way() -> None:
+    assert set(FAMILIES) == KNOWN
+
+
 def test_one_example_and_halves_that_differ_go_the_plain_way() -> None:
     model = small_lm()
     model.requires_grad_(False)
     model.layers[1].requires_grad_(True)
     optimizer = optimizer_of(model)
-    losses(optimizer, closure_of(model))
-    assert optimizer.placement.lower.usable
+    optimizer.placement.lower.usable = True
     calls = rows_of_layers(model)
+    losses(optimizer, closure_of(model), 1)
+    assert [layer[-1] for layer in calls] == [ROWS, 2 * ROWS]
     losses(optimizer, closure_of(model, rows=1), 1)
     assert [layer[-1] for layer in calls] == [2, 2]
 

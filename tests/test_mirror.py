@@ -70,6 +70,19 @@ def test_what_goes_wrong_is_told_once(started, caplog: pytest.LogCaptureFixture)
     ]
 
 
+def test_a_service_that_stands_still_holds_no_run_up(
+    started, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mirror, "_PATIENCE", 0.05)
+    run = FakeRun()
+    watched = started(run)
+    watched.log({"step": 1})
+    watched.close(0)
+    assert run.exit_code is None
+    assert "wandb takes no rows" in caplog.text
+    run.may_take.set()
+
+
 def test_a_run_without_wandb_goes_on(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -63,6 +63,28 @@ def test_scores_are_those_of_the_plain_way(name: str) -> None:
     assert torch.allclose(found, plain.nan_to_num(neginf=-1e3), rtol=0, atol=1e-5)
 
 
+def test_numbers_that_are_none_decide_nothing() -> None:
+    model = model_of("opt")
+    weight = model.model.decoder.final_layer_norm.weight
+    kept = weight.detach().clone()
+    weight.data.fill_(float("nan"))
+    _, scorer = scores_of(model, share=True)
+    assert scorer.shared.usable is None
+    weight.data.copy_(kept)
+    with torch.inference_mode():
+        scorer.scores(scorer.batch(EXAMPLES, share=True))
+    assert scorer.shared.usable
+
+
+def test_positions_scaled_by_length_go_the_plain_way() -> None:
+    model = model_of("llama")
+    model.config.rope_parameters = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
+    _, scorer = scores_of(model, share=True)
+    assert scorer.shared.usable is False
+    model.config.rope_parameters = {"full_attention": {"rope_type": "longrope"}}
+    assert CausalScorer(model, pad_id=1).shared.usable is False
+
+
 def test_rows_without_a_common_beginning_or_with_one_row_pass_as_they_are() -> None:
     short = Encoded(((5, 6, 7),), (Candidate(0, (2,), (8,)), Candidate(0, (2,), (9,))), 0, False)
     cut = Encoded(((5, 6), (7, 6)), (Candidate(0, (1,), (8,)), Candidate(1, (1,), (9,))), 0, False)

@@ -85,6 +85,11 @@ class _Loop:
             job.counters = Counters()
             for row in job.records:
                 self._count(row, self.order.batch(row.step))
+        elif self.step and not job.counters.tokens:  # saved before tokens were counted
+            each = job.counters.forwards // self.step
+            steps = range(1, self.step + 1)
+            read = sum(self._tokens[i] for step in steps for i in self.order.batch(step))
+            job.counters.tokens = each * read
         size = job.settings["eval_batch_size"]
         self.reader = job.learner.reader(job.scorer, job.splits["train"], size)
         self._row_if_due(job.records[-1] if job.records else None)

@@ -164,6 +164,8 @@ class Chaos:
                 break
             self.hit.discard(folder.name)
         self.say(f"killed for memory: {folder.name}")
+        # Until SLURM has it on record: if the node died first, the job would go back to the queue.
+        _wait(lambda: not self.node(folder), 60)
 
     def kill_node(self) -> None:
         """As in a power failure: the daemon, its helpers and the cells of a node die at once."""

@@ -140,7 +140,7 @@ def _upper(model: nn.Module, batch: Batch) -> dict[str, tuple[Work, Work]]:
             if any(name.startswith(block + ".") for block in names)
         ]
         both = []
-        for usable in (False, None):
+        for usable in (False, True):
             placement = optim.Paired()
             step = optim.ZeroOrder(moving, 1e-6, 1e-3, placement=placement, model=model).step
             placement.lower.usable = usable

@@ -153,7 +153,7 @@ class CausalScorer(Scorer):
 
     def __init__(self, model: nn.Module, *args: Any, **options: Any) -> None:
         super().__init__(model, *args, **options)
-        self.shared = SharedPrompts(self.forward)
+        self.shared = SharedPrompts(self.forward, getattr(model, "config", None))
 
     def _scored(self, batch: Batch, copies: int) -> Tensor:
         def plain() -> Tensor:

@@ -18,6 +18,9 @@ from zolab.tracking.wandb_file import read_log
 
 _log = logging.getLogger(__name__)
 
+#: Seconds that the end of a run waits for rows on their way to wandb.
+_PATIENCE = 60.0
+
 
 class WandbMirror:
     """One attempt's wandb run, offline unless online was asked for and the user is logged in.
@@ -71,7 +74,10 @@ class WandbMirror:
         """Finish the attempt's file, once it has every row."""
         if self._thread is not None:
             self._rows.put(None)
-            self._thread.join()
+            self._thread.join(_PATIENCE)
+            if self._thread.is_alive():
+                _log.warning("wandb takes no rows: its file is left as it is")
+                self._run = None
             self._thread = None
         if self._run is None:
             return

@@ -14,8 +14,13 @@ from zolab.optim.placements.base import Closure
 from zolab.optim.placements.modulewise import ModuleWise
 from zolab.optim.placements.rows import tensors
 
-#: Largest difference between a layer's outputs both ways, times the largest output, by dtype.
-TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 0.1}
+#: Types of transformers' models that hand rows through their layers and nowhere beside them; a test
+#: compares each with the plain way.
+FAMILIES = frozenset((
+    *("opt", "gpt2", "gpt_neox", "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2"),
+    *("gemma3_text", "phi", "phi3", "roberta", "bert"),
+))  # fmt: skip
+_TASKS = ("ForCausalLM", "LMHeadModel", "ForMaskedLM")
 _PLAIN = (type(None), bool, int, float, str, torch.dtype, torch.device)
 
 
@@ -24,9 +29,9 @@ class LowerLayers:
 
     Until the lowest layer with a weight that moves in this step, both copies of the batch are the
     same numbers. So the model gets one copy, and the rows are doubled where that layer begins, or
-    behind the last layer if none moves (head tuning). For any model whose layers are one list and
-    that hands rows through them; whether it does is found out on the first batch: what each layer
-    gets is looked at, and the outputs of the last layer are compared both ways.
+    behind the last layer if none moves (head tuning). Whether a batch goes this way depends on the
+    model and the batch alone, never on batches before it: a run that was interrupted takes the ways
+    of one that was not.
 
     Args:
         modules: the model's modules with their weights.
@@ -46,97 +51,29 @@ class LowerLayers:
             for i, block in enumerate(blocks):
                 if name == block.name or name.startswith(block.name + "."):
                     self._home[name] = i
-        around = {name for name, _, _ in modules.owners for b in blocks if _holds(name, b.name)}
-        self._early = {name for name in around if name not in self._home}
-        self.usable: bool | None = None if self.layers else False
+        #: Whether this model can have it; may be set for one that is known to hand rows on.
+        self.usable = bool(self.layers) and _is_known(modules.model)
         self._rows: int | None = None
-        self._watched = False
+        self._below = False
 
     def losses(self, closure: Closure) -> Sequence[float]:
         """`closure(2)` within `ModuleWise.evaluating`, the lower layers passed once if they can."""
-        if self.usable is False:
-            return closure(2)
-        if self.usable is None:
-            return self._first(closure)
-        start = self._start()
+        start = self._start() if self.usable else None
         if start is None:
             return closure(2)
-        with self._narrow(start):
+        try:
+            with self._narrow(start):
+                return closure(2)
+        except _Wide:
             return closure(2)
 
     def _start(self) -> int | None:
         """The lowest layer that moves, or how many there are; None where nothing can be shared."""
         lowest = len(self.layers)
         for name, _, own in self.modules.owners:
-            if self.modules.stands(own):
-                continue
-            if name in self._early:
-                return None
-            lowest = min(lowest, self._home.get(name, lowest))
+            if not self.modules.stands(own):
+                lowest = min(lowest, self._home.get(name, lowest))
         return lowest or None
-
-    def _first(self, closure: Closure) -> Sequence[float]:
-        """Both ways, to see whether this model can have it."""
-        if self._watched and self._start() is None:
-            return closure(2)
-        seen: list[Tensor] = []
-        with self._watching(seen):
-            plain = closure(2)
-        self._watched = True
-        start = None if self.usable is False else self._start()
-        if start is None:
-            return plain
-        again: list[Tensor] = []
-        try:
-            with self._narrow(start), self._capturing(again):
-                losses = closure(2)
-        except (RuntimeError, ValueError, TypeError, IndexError):
-            self.usable = False  # it does something else with rows than hand them on
-            return plain
-        self.usable = len(seen) == len(again) and all(map(_alike, seen, again))
-        return losses if self.usable else plain
-
-    # -- hooks -----------------------------------------------------------------------------------
-
-    @contextmanager
-    def _watching(self, outputs: list[Tensor]) -> Iterator[None]:
-        """Note which modules compute before the layers, and what the layers are given."""
-        inside = [False]
-
-        def entering(module: nn.Module, args: tuple, kwargs: dict) -> None:
-            inside[0] = True
-            rows = self.modules.leading_rows()
-            sizes = {t.shape[0] for t in tensors((args, kwargs)) if t.dim() > 0}
-            if not sizes <= {1, rows} or not _is_data((args, kwargs)):
-                self.usable = False
-
-        def early(name: str) -> Callable:
-            def note(module: nn.Module, args: tuple) -> None:
-                if not inside[0]:
-                    self._early.add(name)
-
-            return note
-
-        def begins(module: nn.Module, args: tuple) -> None:
-            inside[0] = False
-
-        hooks = [self.modules.model.register_forward_pre_hook(begins)]
-        hooks += [x.register_forward_pre_hook(entering, with_kwargs=True) for x in self.layers]
-        hooks += [
-            module.register_forward_pre_hook(early(name))
-            for name, module, _ in self.modules.owners
-            if name not in self._home
-        ]
-        with self._capturing(outputs), _removed(hooks):
-            yield
-
-    @contextmanager
-    def _capturing(self, outputs: list[Tensor]) -> Iterator[None]:
-        def leaving(module: nn.Module, args: tuple, out: Any) -> None:
-            outputs.append(next(iter(tensors(out))).clone())
-
-        with _removed([self.layers[-1].register_forward_hook(leaving)]):
-            yield
 
     @contextmanager
     def _narrow(self, start: int) -> Iterator[None]:
@@ -145,52 +82,65 @@ class LowerLayers:
         def begins(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
             rows = self.modules.leading_rows()
             both = [t for t in tensors((args, kwargs)) if t.dim() > 0 and t.shape[0] == rows]
-            self._rows = None
+            self._rows, self._below = None, False
             # One example's row could not be told from what belongs to all rows.
             if rows < 4 or kwargs.get("use_cache") or not _is_data((args, kwargs)):
                 return None
             if not all(torch.equal(*t.chunk(2)) for t in both):
                 return None
-            self._rows = rows // 2
+            self._rows, self._below = rows // 2, True
             return _map(args, _first_half, rows), _map(kwargs, _first_half, rows)
 
-        def entering(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+        def below(module: nn.Module, args: tuple, kwargs: dict) -> None:
+            sizes = {t.shape[0] for t in tensors((args, kwargs)) if t.dim() > 0}
+            if self._rows is not None and not (
+                sizes <= {1, self._rows} and _is_data((args, kwargs))
+            ):
+                raise _Wide
+
+        def from_there(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+            # Every layer from there on: masks and the like come to each with the rows of the input.
             if self._rows is None:
                 return None
+            if not _is_data((args, kwargs)):
+                raise _Wide
+            self._below = False
             return _map(args, _doubled, self._rows), _map(kwargs, _doubled, self._rows)
 
         def leaving(module: nn.Module, args: tuple, out: Any) -> Any:
+            self._below = False
             return None if self._rows is None else _map(out, _doubled, self._rows)
 
+        def moving(module: nn.Module, args: tuple) -> None:
+            if self._below:
+                raise _Wide  # before the layers or among the lower ones: both signs differ there
+
         hooks = [self.modules.model.register_forward_pre_hook(begins, with_kwargs=True)]
-        if start < len(self.layers):
-            layer = self.layers[start]
-            hooks.append(layer.register_forward_pre_hook(entering, with_kwargs=True))
-        else:
+        for i, layer in enumerate(self.layers):
+            hook = below if i < start else from_there
+            hooks.append(layer.register_forward_pre_hook(hook, with_kwargs=True))
+        if start == len(self.layers):
             hooks.append(self.layers[-1].register_forward_hook(leaving))
-        with _removed(hooks):
+        for name, module, own in self.modules.owners:
+            if name not in self._home and not self.modules.stands(own):
+                hooks.append(module.register_forward_pre_hook(moving))
+        try:
             yield
+        finally:
+            self._rows, self._below = None, False
+            for hook in hooks:
+                hook.remove()
 
 
-@contextmanager
-def _removed(hooks: Sequence[Any]) -> Iterator[None]:
-    """Hooks that are gone afterwards."""
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
+class _Wide(Exception):
+    """This batch cannot be narrowed; found out before anything was made of it."""
 
 
-def _holds(owner: str, block: str) -> bool:
-    return owner == "" or block.startswith(owner + ".")
-
-
-def _alike(plain: Tensor, other: Tensor) -> bool:
-    if plain.shape != other.shape:
-        return False
-    bound = TOLERANCE.get(plain.dtype, 0.0) * max(1.0, float(plain.abs().max()))
-    return bool((plain - other).abs().max() <= bound)
+def _is_known(model: nn.Module) -> bool:
+    kind = getattr(getattr(model, "config", None), "model_type", None)
+    cls = type(model)
+    own = cls.__module__.startswith("transformers.")  # no wrapper that does more
+    return own and kind in FAMILIES and cls.__name__.endswith(_TASKS)
 
 
 def _is_data(tree: Any) -> bool:

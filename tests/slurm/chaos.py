@@ -40,7 +40,11 @@ BROKEN_RATE = "1e30"
 
 @dataclass(frozen=True)
 class Size:
-    """How many cells, and how often each thing happens."""
+    """How many cells, and how often each thing happens.
+
+    A cell needs so many steps that it is still in the middle of them when all the others were hit:
+    forty take half a second.
+    """
 
     cells: int
     steps: int
@@ -51,8 +55,8 @@ class Size:
     cancels: int
 
 
-FULL = Size(24, 50, 8, preemptions=6, signals=3, node_deaths=2, cancels=2)
-SHORT = Size(6, 40, 6, preemptions=1, signals=1, node_deaths=1, cancels=1)
+FULL = Size(24, 200, 8, preemptions=6, signals=3, node_deaths=2, cancels=2)
+SHORT = Size(6, 400, 6, preemptions=1, signals=1, node_deaths=1, cancels=1)
 
 
 @dataclass
@@ -83,8 +87,8 @@ class Chaos:
         grid = f"grid=[{{seed:[{seeds}]}},{{seed:0,optimizer.lr:{BROKEN_RATE}}}]"
         small = (
             "task.num_train=40", "task.num_dev=16", "task.num_test=16", "train.batch_size=8",
-            f"train.steps={self.size.steps}", "train.eval_every=20", "train.log_every=5",
-            "train.max_nonfinite=3", "tracking=local", "model.device=cpu",
+            f"train.steps={self.size.steps}", f"train.eval_every={self.size.steps // 4}",
+            "train.log_every=5", "train.max_nonfinite=3", "tracking=local", "model.device=cpu",
         )  # fmt: skip
         slurm = (
             "launcher=slurm", f"launcher.partition={PARTITION}", "launcher.cpus=1",
@@ -117,7 +121,8 @@ class Chaos:
                     self.hit.add(folder.name)
                     return folder
             time.sleep(0.05)
-        raise AssertionError("no cell is under way")
+        states = {folder.name: ledger.state_of(folder) for folder in folders}
+        raise AssertionError(f"no cell is under way: {states}, hit: {sorted(self.hit)}")
 
     @staticmethod
     def is_good(folder: Path) -> bool:

@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FLOORS = {
     "zolab": 0,
     "zolab.errors": -1,
+    "zolab.clib": -1,
     "zolab.ledger": -1,
     "zolab.process": -1,
     "zolab.assets": -1,

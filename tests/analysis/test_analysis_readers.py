@@ -9,11 +9,12 @@ from pathlib import Path
 import analysis_synth as synth
 import polars as pl
 import pytest
+from wandb_reference import read_both_ways
 
 from analysis.runs import flatten, read, read_local, read_wandb
 from zolab.errors import UserError
 from zolab.tracking.wandb_blocks import BLOCK_BYTES
-from zolab.tracking.wandb_file import WandbLog, read_log
+from zolab.tracking.wandb_file import WandbLog
 
 
 def test_both_sources_give_the_same_tables(both: Path) -> None:
@@ -117,7 +118,7 @@ def test_a_wandb_file_of_another_program_is_named(tmp_path: Path, both: Path) ->
 def _log(tmp_path: Path, data: bytes) -> WandbLog:
     path = tmp_path / "run-long.wandb"
     path.write_bytes(data)
-    return read_log(path)
+    return read_both_ways(path)
 
 
 def _texts(log: WandbLog) -> list[str]:

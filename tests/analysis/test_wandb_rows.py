@@ -1,4 +1,4 @@
-"""The fast reader of `.wandb` files against the plainest one, on files of every kind."""
+"""The fast readers of `.wandb` files against the plainest one, on files of every kind."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import wandb_reference as plain
 from wandb.proto import wandb_internal_pb2 as wandb_pb
 
 from zolab.tracking import wandb_blocks
-from zolab.tracking.wandb_file import read_log
 
 _KEYS = [
     "a",
@@ -79,7 +78,7 @@ def _payloads(rng: random.Random, num_rows: int, *, usual: bool) -> list[bytes]:
 
 def _assert_same(path: Path, data: bytes) -> tuple[int, list[str]]:
     path.write_bytes(data)
-    log = read_log(path)
+    log = plain.read_both_ways(path)
     rows, notes = plain.read(data)
     assert log.notes == notes
     np.testing.assert_equal(log.rows, rows)
@@ -145,7 +144,56 @@ def test_usual_rows_never_reach_protobuf(tmp_path: Path, monkeypatch: pytest.Mon
             raise AssertionError(f"decoded by protobuf: {payload!r}")
 
     monkeypatch.setattr(wandb_pb, "Record", Refuse)
-    assert len(read_log(path).rows) == 500
+    assert len(plain.read_both_ways(path).rows) == 500
+
+
+def _field(tag: int, content: bytes) -> bytes:
+    head = bytes([tag]) if tag < 0x80 else bytes([tag & 0xFF, tag >> 8])
+    return head + bytes([len(content)]) + content
+
+
+def test_records_put_together_otherwise(tmp_path: Path) -> None:
+    """Sound protobuf that wandb does not write today: other orders, fields besides, none at all."""
+    key, value = _field(0x12, b"a"), _field(0x0182, b"0.25")
+    item, other = _field(0x0A, key + value), _field(0x0A, _field(0x0A, b"b") + value)
+    step, none, unknown = _field(0x12, b"\x08\x07"), _field(0x12, b""), b"\x78\x05"
+    numbers = (b"1.0", b"NaN", b"0.", b"-0", b"01", b"1e5", b"true", b"1_0", b"inf", b"\xff", b"")
+    histories = [
+        item + other + step, step + item, item + step + other, other + none, none + item, step, b"",
+        none, item, item + unknown + step, item + step + unknown, item + none + unknown,
+        unknown + item + step, item + step + step, item + item + step, item + unknown,
+        item + _field(0x12, b"\x08\x07" + unknown), item + _field(0x12, unknown + b"\x08\x07"),
+        item + _field(0x12, b"\x08\x80\x00"), item + _field(0x12, b"\x08\xff\xff\xff\xff\xff\x01"),
+        _field(0x0A, value + key) + step, _field(0x0A, key + key + value) + step,
+        _field(0x0A, value) + step, _field(0x0A, key) + other + step, _field(0x0A, b"") + step,
+        _field(0x0A, key + unknown + value) + step, _field(0x0A, key + value + unknown) + step,
+        _field(0x0A, key + value + value) + step, item[:-1] + step, item[:5] + step,
+        _field(0x0A, _field(0x12, b"\xff") + value) + step,
+        *(_field(0x0A, key + _field(0x0182, text)) + step for text in numbers),
+        _field(0x0A, _field(0x12, b"_step") + _field(0x0182, b"9")) + other,
+    ]  # fmt: skip
+    payloads = [_field(0x12, history) for history in histories]
+    payloads += [payload + unknown for payload in payloads]  # behind the history
+    payloads += [b"\x08\x81\x01" + payload for payload in payloads]
+    rng = random.Random(5)
+    usual = [plain.history_record(n, (n, [("a", n / 3)]), nested=True) for n in range(3)]
+    num_rows, notes = _assert_same(tmp_path / "run-x.wandb", plain.framed(payloads + usual))
+    assert len(payloads) / 2 < num_rows < len(payloads)
+    assert "cannot be decoded" in notes[0]
+    for payload in payloads:  # and each alone
+        rest = rng.choice([usual, []])
+        _assert_same(tmp_path / "run-x.wandb", plain.framed([payload, *rest]))
+
+
+@pytest.mark.parametrize("room", range(9))
+def test_blocks_with_no_room_for_another_header(tmp_path: Path, room: int) -> None:
+    payload = plain.history_record(0, (5, [("a", 0.5)]), nested=True)
+    first = bytes(plain.BLOCK - 7 - 2 * 7 - len(payload) - room)
+    data = plain.framed([payload, b"\x7a" + first[1:]])
+    padding = bytes(room if room < 7 else 0)
+    assert (len(data) + len(padding)) % plain.BLOCK in (0, plain.BLOCK - room)
+    for whole in (data, data + padding, data[:-1], data + padding[:-1]):
+        assert _assert_same(tmp_path / "run-x.wandb", whole)[0] == 1
 
 
 def test_bytes_of_any_kind_raise_nothing(tmp_path: Path) -> None:
@@ -159,4 +207,4 @@ def test_bytes_of_any_kind_raise_nothing(tmp_path: Path) -> None:
                 payload[rng.randrange(len(payload))] = rng.randrange(256)
         path = tmp_path / "run-x.wandb"
         path.write_bytes(plain.framed([bytes(payload) for payload in lot]))
-        assert len(read_log(path).rows) <= len(good)
+        assert len(plain.read_both_ways(path).rows) <= len(good)

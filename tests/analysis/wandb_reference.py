@@ -1,17 +1,50 @@
-"""A `.wandb` writer and the plainest possible reader, to hold the fast one against."""
+"""A `.wandb` writer and the plainest possible reader, to hold the fast ones against."""
 
 from __future__ import annotations
 
 import json
 import struct
 import zlib
+from pathlib import Path
 from typing import Any
 
+import analysis_synth as synth
+import numpy as np
+import pytest
 from google.protobuf.message import DecodeError
 from wandb.proto import wandb_internal_pb2 as wandb_pb
 
+from zolab.tracking import wandb_native
+from zolab.tracking.wandb_file import WandbLog, read_by
+
 BLOCK = 32768
 Row = tuple[int, list[tuple[str, Any]]]
+
+
+def decoder() -> wandb_native.Decoder:
+    """The native decoder, which is there wherever a compiler is."""
+    found = wandb_native.decoder()
+    if found is None:
+        assert not synth.REQUIRE_ALL
+        pytest.skip("no C compiler")
+    return found
+
+
+def read_both_ways(path: Path) -> WandbLog:
+    """The log as numpy reads it; that the native decoder, if there is one, reads the same bits."""
+    log = read_by(None, path)
+    native = wandb_native.decoder()
+    assert native or not synth.REQUIRE_ALL
+    if native is not None:
+        other = read_by(native, path)
+        facts = ("run_id", "start_time", "config", "exit_code", "notes")
+        assert [getattr(other, name) for name in facts] == [getattr(log, name) for name in facts]
+        assert other.steps.tolist() == log.steps.tolist()
+        assert other.columns.keys() == log.columns.keys()
+        for key in log.columns:
+            assert other.columns[key].tobytes() == log.columns[key].tobytes(), key
+            np.testing.assert_array_equal(other.logged[key], log.logged[key])
+    return log
 
 
 def history_record(number: int, row: Row, *, nested: bool) -> bytes:

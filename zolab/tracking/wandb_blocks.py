@@ -17,15 +17,18 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
+if TYPE_CHECKING:
+    from zolab.tracking.wandb_native import Decoder
+
 BLOCK_BYTES = 32768
 _HEADER = struct.Struct("<4sHB")
 _HEADER_VALUE = (b":W&B", 0xBEE1, 0)
-_FRAGMENT_BYTES = 7  # checksum (4), length (2), type (1)
+FRAGMENT_BYTES = 7  # checksum (4), length (2), type (1)
 _FULL, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
 _TYPE_CRC = [zlib.crc32(bytes([kind])) for kind in range(_LAST + 1)]
 
@@ -117,12 +120,16 @@ class _Fragments:
 class BlockReader:
     """Reader of one file; `records` is used once.
 
+    Args:
+        native: finds the fragments in C.
+
     Attributes:
         notes: one sentence per kind of damage met; complete when `records` has ended.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, native: Decoder | None = None) -> None:
         self.notes: list[str] = []
+        self._native = native
         self._num_records = 0
         self._num_damaged = 0
         self._first_damage = -1
@@ -146,7 +153,7 @@ class BlockReader:
                     self.notes.append("its 7-byte header is damaged or of another version")
                 if size <= skip:
                     break
-                found = _checked(_walk(view[:size], skip), view[:size])
+                found = self._fragments(view, size, skip)
                 rest = found.rest - size
                 yield from self._lot(found, view[: size + SPARE_BYTES], offset)
                 offset += size
@@ -161,6 +168,11 @@ class BlockReader:
             )
         if rest < 0 or self._parts:
             self.notes.append(f"ends inside a record (at byte {offset}); read up to there")
+
+    def _fragments(self, view: Bytes, size: int, skip: int) -> _Fragments:
+        if self._native is not None:
+            return _Fragments(*self._native.fragments(view, size, skip))
+        return _checked(_walk(view[:size], skip), view[:size])
 
     def _lot(self, found: _Fragments, view: Bytes, offset: int) -> Iterator[Records]:
         """The records that end in a lot of blocks; `offset` is where the lot lies in the file."""
@@ -227,7 +239,7 @@ def _walk(view: Bytes, skip: int) -> _Fragments:
     at = np.arange(num_blocks) * BLOCK_BYTES
     at[0] = skip
     block_ends = (np.arange(num_blocks) + 1) * BLOCK_BYTES
-    last_headers = np.minimum(block_ends, view.size) - _FRAGMENT_BYTES
+    last_headers = np.minimum(block_ends, view.size) - FRAGMENT_BYTES
     damage = np.full(num_blocks, -1)
     counts = np.zeros(num_blocks, np.int64)
     going = np.arange(num_blocks)
@@ -238,7 +250,7 @@ def _walk(view: Bytes, skip: int) -> _Fragments:
             break
         here = at[going]
         kinds = view[here + 6].astype(np.int64)
-        starts = here + _FRAGMENT_BYTES
+        starts = here + FRAGMENT_BYTES
         ends = starts + view[here + 4] + 256 * view[here + 5].astype(np.int64)
         sound = (kinds >= _FULL) & (kinds <= _LAST) & (ends <= block_ends[going])
         damage[going[~sound]] = here[~sound]
@@ -248,7 +260,7 @@ def _walk(view: Bytes, skip: int) -> _Fragments:
         counts[going] += 1
         at[going] = ends
     rest = view.size
-    is_padding = block_ends[-1] == view.size < at[-1] + _FRAGMENT_BYTES
+    is_padding = block_ends[-1] == view.size < at[-1] + FRAGMENT_BYTES
     if damage[-1] < 0 and not is_padding:
         rest = int(at[-1])
     parts = [np.concatenate(column) for column in zip(*rounds, strict=True)]
@@ -264,7 +276,7 @@ def _checked(found: _Fragments, view: Bytes) -> _Fragments:
     """What is left when every block ends at its first wrong checksum."""
     stored = np.zeros(found.starts.size, np.int64)
     for byte in range(4):
-        stored |= view[found.starts - _FRAGMENT_BYTES + byte].astype(np.int64) << (8 * byte)
+        stored |= view[found.starts - FRAGMENT_BYTES + byte].astype(np.int64) << (8 * byte)
     data = memoryview(view)
     actual = [
         zlib.crc32(data[start:end], _TYPE_CRC[kind])
@@ -277,7 +289,7 @@ def _checked(found: _Fragments, view: Bytes) -> _Fragments:
         return found
     blocks, first = np.unique(found.blocks[wrong], return_index=True)
     ends_at = np.full(found.damage.size, view.size)
-    ends_at[blocks] = found.starts[wrong[first]] - _FRAGMENT_BYTES
+    ends_at[blocks] = found.starts[wrong[first]] - FRAGMENT_BYTES
     found.damage[blocks] = ends_at[blocks]
     kept = found.starts <= ends_at[found.blocks]
     rest = view.size if found.damage[-1] >= 0 else found.rest

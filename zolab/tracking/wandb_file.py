@@ -12,14 +12,20 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+if TYPE_CHECKING:
+    from zolab.tracking.wandb_native import Decoder
+
 # Tags of a record's one field that tells what it is of (`wandb_internal.Record`). Every log call
 # also writes two summary records, which repeat the history: they are skipped undecoded.
 _HISTORY, _SUMMARY = 0x12, 0x1A
+
+# Bytes above which the native decoder is used, which has to be built once: half a second.
+_WORTH_A_COMPILER = 4 << 20
 
 
 @dataclass
@@ -72,6 +78,14 @@ def read_log(path: Path) -> WandbLog:
     Raises:
         OSError: the file cannot be opened or read at all.
     """
+    from zolab.tracking import wandb_native
+
+    large = path.stat().st_size >= _WORTH_A_COMPILER
+    return read_by(wandb_native.decoder() if large else None, path)
+
+
+def read_by(native: Decoder | None, path: Path) -> WandbLog:
+    """`read_log` by the native decoder, or by numpy."""
     # Imported here because they take about half a second that runs and local reports need not pay.
     from google.protobuf.message import DecodeError
     from wandb.proto import wandb_internal_pb2 as wandb_pb
@@ -80,8 +94,8 @@ def read_log(path: Path) -> WandbLog:
     from zolab.tracking.wandb_rows import History
 
     log = WandbLog(path=path, run_id=path.stem.removeprefix("run-"))
-    history = History()
-    reader = BlockReader()
+    history = History(native)
+    reader = BlockReader(native)
     num_undecodable = 0
     for records in reader.records(path):
         tags = records.tags()

@@ -24,13 +24,17 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from zolab.tracking.wandb_blocks import Bytes, Ints, Records, varint
+from zolab.tracking.wandb_native import ASK, NOT_THERE, Decoder, Floats
 
-Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
+#: Key to its numbers and whether a row has it.
+_Columns = dict[str, tuple[Floats, Bools]]
+#: Steps, which rows have the usual shape, and the columns.
+_Decoded = tuple[Ints, Bools, _Columns]
 
-# First bytes of a JSON number, NaN and the infinities among them.
-_BEGINS_NUMBER = np.zeros(256, np.bool_)
-_BEGINS_NUMBER[list(b"-0123456789NI")] = True
+_DIGIT = np.zeros(256, np.bool_)
+_DIGIT[list(b"0123456789")] = True
+_NAN = int.from_bytes(b"NaN", "little")
 _NUMBER, _OTHER_JSON, _NO_JSON = range(3)
 
 
@@ -46,18 +50,22 @@ class _Lot:
 
     numbers: Ints
     steps: Ints
-    columns: dict[str, tuple[Floats, Bools]]
+    columns: _Columns
 
 
 class History:
     """Rows of one file.
+
+    Args:
+        native: decodes usual records in C.
 
     Attributes:
         odd: (number, bytes) of the records so far that have another shape than the usual; `put`
             adds them, and those that are never added are left out.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, native: Decoder | None = None) -> None:
+        self._native = native
         self.odd: list[tuple[int, bytes]] = []
         self._lots: list[_Lot] = []
         self._single: list[tuple[int, int, dict[str, float]]] = []
@@ -66,7 +74,8 @@ class History:
         """Add records that each should hold a history row; those that are not usual become odd."""
         if not records.numbers.size:
             return
-        steps, fits, columns = _decode(records)
+        found = None if self._native is None else _decode_native(self._native, records)
+        steps, fits, columns = found or _decode(records)
         if not fits.all():
             self.odd.extend(records.where(~fits).payloads())
             columns = {key: (numbers[fits], there[fits])
@@ -119,7 +128,35 @@ class History:
         return steps, values, logged
 
 
-def _decode(records: Records) -> tuple[Ints, Bools, dict[str, tuple[Floats, Bools]]]:
+def _decode_native(native: Decoder, records: Records) -> _Decoded | None:
+    """`_decode` in C; None if there are too many keys for that."""
+    found = native.rows(records.view, records.starts, records.ends)
+    if found is None:
+        return None
+    steps, fits, names, numbers, held = found
+    there = held != NOT_THERE
+    columns = _named(names, numbers, there, fits)
+    for cell in zip(*np.nonzero(held == ASK), strict=True):
+        start = int(numbers[cell])
+        end = start + int(records.view[start - 1])
+        numbers[cell], kind = _value(records.view[start:end].tobytes())
+        there[cell] = kind == _NUMBER
+        fits[cell[1]] &= kind != _NO_JSON
+    return steps, fits, columns
+
+
+def _named(names: list[bytes], numbers: Floats, there: Bools, fits: Bools) -> _Columns:
+    """Columns by key; rows with a key that is no text do not fit."""
+    columns = {}
+    for name, values, known in zip(names, numbers, there, strict=True):
+        try:
+            columns[name.decode()] = values, known
+        except UnicodeDecodeError:
+            fits[known] = False
+    return columns
+
+
+def _decode(records: Records) -> _Decoded:
     """Steps of records, which of them have the usual shape, and the columns of those."""
     view, starts, ends = records.view, records.starts, records.ends
     num_rows = starts.size
@@ -183,15 +220,10 @@ def _decode(records: Records) -> tuple[Ints, Bools, dict[str, tuple[Floats, Bool
     there.ravel()[places] = True
     if np.count_nonzero(there) != rows.size:  # the same key twice in a row
         fits &= there.sum(axis=0) == np.bincount(rows, minlength=num_rows)
+    columns = _named(names, table, there, fits)
     if kinds is not None:
         there.ravel()[places[kinds != _NUMBER]] = False
         fits[rows[kinds == _NO_JSON]] = False
-    columns = {}
-    for number, name in enumerate(names):
-        try:
-            columns[name.decode()] = table[number], there[number]
-        except UnicodeDecodeError:
-            fits[rows[codes == number]] = False
     return steps, fits, columns
 
 
@@ -224,20 +256,34 @@ def _texts(
     codes, names = keys.indices.to_numpy().astype(np.int64), keys.dictionary.to_pylist()
     # Said to be text and never asked whether it is: what is no number fails as one.
     texts = pa.Array.from_buffers(pa.string(), offsets.size - 1, buffers)
+    plain = _plain(view, value_starts, value_ends)
     try:
-        return codes, names, _floats(texts.take(pa.array(every + 2))), None
-    except pa.ArrowInvalid:
-        pass
-    numbers, kinds = np.zeros(num_items), np.zeros(num_items, np.uint8)
-    plain = _BEGINS_NUMBER[view[value_starts]]
-    try:
+        if plain.all():
+            return codes, names, _floats(texts.take(pa.array(every + 2))), None
+        numbers, kinds = np.zeros(num_items), np.zeros(num_items, np.uint8)
         numbers[plain] = _floats(texts.take(pa.array(every[plain] + 2)))
     except pa.ArrowInvalid:
+        numbers, kinds = np.zeros(num_items), np.zeros(num_items, np.uint8)
         plain[:] = False
     for item in np.flatnonzero(~plain).tolist():
         text = view[value_starts[item] : value_ends[item]].tobytes()
         numbers[item], kinds[item] = _value(text)
     return codes, names, numbers, kinds
+
+
+def _plain(view: Bytes, starts: Ints, ends: Ints) -> Bools:
+    """Which texts may go through Arrow, which also takes 01, 1. and inf and gives -0 a sign."""
+    minus = view[starts] == ord("-")
+    at = starts + minus
+    begins, behind = view[at], np.where(at + 1 < ends, view[at + 1], 0)
+    plain = _DIGIT[begins] & ~((begins == ord("0")) & _DIGIT[behind])
+    plain &= ~(minus & (begins == ord("0")) & (ends - at == 1))
+    plain |= (_words(view)[starts] & 0xFFFFFF == _NAN) & (ends - starts == 3)
+    dots = np.flatnonzero(view == ord("."))
+    dots = dots[dots < view.size - 1]
+    dots = dots[~_DIGIT[view[dots + 1]]]
+    plain[np.searchsorted(dots, starts) < np.searchsorted(dots, ends)] = False
+    return plain
 
 
 def _floats(texts: pa.StringArray) -> Floats:

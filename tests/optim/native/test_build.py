@@ -24,6 +24,7 @@ from tests.optim.native.parts import (
     random_mask,
     weights,
 )
+from zolab import clib
 from zolab.optim import native
 from zolab.optim.bits import Places
 from zolab.optim.native import build, probe
@@ -108,7 +109,7 @@ class TestBuild:
         deadly = tmp_path / "kernels.c"
         deadly.write_text("__attribute__((constructor)) void f(void) { __builtin_trap(); }\n")
         monkeypatch.setattr(build, "SOURCE", deadly)
-        monkeypatch.setattr(build, "_INPUTS", (deadly,))
+        monkeypatch.setattr(build, "_HEADERS", ())
         assert "was killed by SIG" in self.refused(caplog)
 
     @needs_compiler
@@ -120,7 +121,7 @@ class TestBuild:
         noise = here / "noise.h"
         noise.write_text(noise.read_text().replace("1.57079632679", "1.57079532679"))
         monkeypatch.setattr(build, "SOURCE", here / "kernels.c")
-        monkeypatch.setattr(build, "_INPUTS", (here / "kernels.c", noise))
+        monkeypatch.setattr(build, "_HEADERS", (noise,))
         assert "does not make the bits of gauss" in self.refused(caplog)
 
     @needs_compiler
@@ -157,17 +158,18 @@ class TestBuild:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("CC", "sh -c")
-        commands = build._compilers()
+        commands = clib._compilers()
         assert commands[0] == [shutil.which("sh"), "-c"]
         assert len(commands) > 1
         monkeypatch.setenv("CC", "no-such-compiler 'half a quote")
-        assert build._compilers() == commands[1:]
+        assert clib._compilers() == commands[1:]
 
     @needs_compiler
     def test_builders_at_the_same_time(self, tmp_path: Path) -> None:
         # Without torch, to be quick: the package's __init__ is not needed to build.
         code = (
-            "import importlib.util, sys; "
+            f"import sys; sys.path.insert(0, {str(Path(clib.__file__).parents[1])!r}); "
+            "import importlib.util; "
             f"spec = importlib.util.spec_from_file_location('build', {build.__file__!r}); "
             "build = importlib.util.module_from_spec(spec); spec.loader.exec_module(build); "
             "print(build.library())"
@@ -188,6 +190,6 @@ class TestBuild:
     def test_second_use_compiles_nothing(self, monkeypatch: pytest.MonkeyPatch) -> None:
         first = build.library()
         stamp = first.stat().st_mtime_ns
-        monkeypatch.setattr(build, "_build", None)
+        monkeypatch.setattr(clib, "_build", None)
         assert build.library() == first
         assert first.stat().st_mtime_ns == stamp

@@ -19,10 +19,10 @@ from torch import nn
 
 from zolab.environment import versions
 from zolab.errors import UserError
-from zolab.models.load import DTYPES
+from zolab.models.load import DTYPES, by_onednn
 from zolab.models.shapes import auto_class, shape_config
 from zolab.objectives import Batch, Candidate, Encoded, collate
-from zolab.optim import fast
+from zolab.optim import fast, linear
 from zolab.verbs.common import Parser
 
 __all__ = ["DTYPES", "SHAPES", "Parser"]
@@ -120,11 +120,37 @@ def settle(args: Any) -> torch.device:
     return device
 
 
-def random_opt(shape: str, dtype: str, device: torch.device) -> nn.Module:
-    """An OPT model with random weights (seed 0), in eval mode; `shape` names one of `SHAPES`."""
+def take_linear(out: Parser) -> None:
+    """The argument that chooses what multiplies linear layers."""
+    out.add_argument(
+        "--linear",
+        choices=("auto", "torch", "onednn"),
+        default="auto",
+        help="what multiplies float32 linear layers on a CPU, as model.linear",
+    )
+
+
+def linear_name(args: Any, dtype: str) -> str:
+    """What multiplies the linear layers of a run of the benchmark."""
+    there = torch.device(args.device).type == "cpu" and dtype == "float32"
+    return "onednn" if there and by_onednn(args.linear) else "torch"
+
+
+def random_opt(shape: str, dtype: str, device: torch.device, by: str = "auto") -> nn.Module:
+    """An OPT model with random weights (seed 0), in eval mode.
+
+    Args:
+        shape: one of `SHAPES`.
+        dtype: one of `DTYPES`.
+        device: where it is made.
+        by: what multiplies its linear layers, as `model.linear`.
+    """
     torch.manual_seed(0)
     config = shape_config({"model_type": "opt", **SHAPES[shape]})
-    return auto_class("causal").from_config(config, dtype=DTYPES[dtype]).eval().to(device)
+    model = auto_class("causal").from_config(config, dtype=DTYPES[dtype]).eval().to(device)
+    if by_onednn(by):
+        linear.use_onednn(model)
+    return model
 
 
 def synthetic_batches(

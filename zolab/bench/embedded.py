@@ -14,9 +14,14 @@ from zolab.tasks import KINDS
 MODEL = {"path": "opt-prompt-2m", "init": "pretrained", "revision": None, "config": {}}
 
 
-def embedded(dtype: str, device: torch.device, rows: int) -> tuple[nn.Module, list[Batch]]:
-    """The model, in eval mode, and the batches of one epoch, `rows` examples each."""
-    loaded = load_model({**MODEL, "dtype": dtype, "device": str(device)}, seed=0)
+def embedded(
+    dtype: str, device: torch.device, rows: int, by: str = "auto"
+) -> tuple[nn.Module, list[Batch]]:
+    """The model, in eval mode, and the batches of one epoch, `rows` examples each.
+
+    `by`: what multiplies its linear layers, as `model.linear`.
+    """
+    loaded = load_model({**MODEL, "dtype": dtype, "device": str(device), "linear": by}, seed=0)
     task = KINDS["classification"](
         name="uci_sent",
         path="uci_sent",

@@ -3,7 +3,8 @@
 Ratios above 1 mean that the trick is faster. The plain ways: logits at every position; every batch
 as long as the longest example; two forwards instead of one of the doubled batch; a row of its own
 for each answer, prompt included (`--answers` of 4 tokens, a prompt of 4 times `--tokens`); both
-signs through all layers where only the last one, or the last third, moves (whole steps).
+signs through all layers where only the last one, or the last third, moves (whole steps); torch's
+own linear layers (all others multiply by what `--linear` names).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from zolab.bench.common import DTYPES, SHAPES, random_opt, spread, synthetic_bat
 from zolab.bench.embedded import embedded
 from zolab.objectives import Batch, BatchLoss, CausalScorer
 from zolab.objectives.encode import Candidate, Encoded
+from zolab.optim import linear
 from zolab.optim.offload.blocks import find_blocks
 
 Work = Callable[[], Any]
@@ -31,6 +33,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = common.parser("forward", __doc__.splitlines()[0])
     parser.add_argument("--model", default="opt-125m", choices=(*SHAPES, "embedded"))
     parser.add_argument("--dtype", nargs="+", default=["float32", "bfloat16"], choices=list(DTYPES))
+    common.take_linear(parser)
     parser.add_argument("--rows", type=int, default=16, help="examples in a batch")
     parser.add_argument("--tokens", type=int, default=64, help="tokens of an example")
     parser.add_argument("--answers", type=int, default=10, help="answers to a shared prompt")
@@ -40,9 +43,9 @@ def main(argv: list[str] | None = None) -> int:
     rows = []
     for dtype in args.dtype:
         if args.model == "embedded":
-            model, batches = embedded(dtype, device, args.rows)
+            model, batches = embedded(dtype, device, args.rows, args.linear)
         else:
-            model = random_opt(args.model, dtype, device)
+            model = random_opt(args.model, dtype, device, args.linear)
             vocab = model.config.vocab_size
             batches = synthetic_batches(2, args.rows, args.tokens, vocab, device)
         tricks = _tricks(model, batches, device) | _upper(model, batches[0])
@@ -84,7 +87,15 @@ def _tricks(
     def doubled() -> None:
         BatchLoss(scorer, [batch])(2)
 
+    def by_torch() -> None:
+        linear.use_torch(model)
+        scored()
+        linear.use_onednn(model)
+
     out = {"scored positions only": (whole, scored), "both signs in one batch": (twice, doubled)}
+    if linear.use_torch(model):
+        linear.use_onednn(model)
+        out["linear layers by oneDNN"] = (by_torch, scored)
     if len({b.input_ids.shape[1] for b in batches}) > 1:
 
         def stretched() -> None:

@@ -4,9 +4,10 @@ Everything alternates in one process: in each round every scheme takes its turn 
 forwards it is compared with (same model shape, same batches, scored-position logits, no
 perturbation), and only ratios of neighbours are reported, as median and quartiles over the rounds.
 `official` is the published step restated (`bench.official`), with logits and log-softmax at every
-position. Each in-place scheme has a model of its own, since its weights stay perturbed between
-steps; those that never touch them share one. Where both signs pass the base in one batch (LoRA,
-low rank), a bare forward of the doubled batch is the second yardstick.
+position and torch's own linear layers; all others, the bare forwards too, multiply by what
+`--linear` names. Each in-place scheme has a model of its own, since its weights stay perturbed
+between steps; those that never touch them share one. Where both signs pass the base in one batch
+(LoRA, low rank), a bare forward of the doubled batch is the second yardstick.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from zolab.bench.embedded import embedded
 from zolab.bench.official import OfficialStep, answer_loss
 from zolab.models.tuning import Lora
 from zolab.objectives import Batch, BatchLoss, CausalScorer
+from zolab.optim.linear import use_torch
 
 LR, EPS = 1e-6, 1e-3
 PLACEMENTS = {"in_place": optim.InPlace, "paired": optim.Paired, "per_layer": optim.PerLayer}
@@ -188,6 +190,7 @@ class _Official:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = copy.deepcopy(model)
+        use_torch(self.model)
         for module in self.model.modules():
             module._forward_pre_hooks.clear()
         self.step = OfficialStep(self.model.parameters(), LR, EPS)
@@ -209,8 +212,8 @@ def _load(
 ) -> tuple[nn.Module, list[Batch]]:
     """The model, in eval mode, and its batches: random ones, or those of the embedded task."""
     if args.model == "embedded":
-        return embedded(dtype, device, args.rows)
-    model = random_opt(args.model, dtype, device)
+        return embedded(dtype, device, args.rows, args.linear)
+    model = random_opt(args.model, dtype, device, args.linear)
     vocab = model.config.vocab_size
     return model, synthetic_batches(2 * args.steps, args.rows, args.tokens, vocab, device)
 
@@ -234,6 +237,7 @@ def _row(
         **asdict(scheme),
         "model": args.model,
         "dtype": dtype,
+        "linear": "torch" if scheme.scheme == "official" else common.linear_name(args, dtype),
         "fraction_of_limit": fraction,
         "fraction_quartiles": around,
         "official_ratio": ratio,
@@ -247,7 +251,7 @@ def _row(
 
 
 def _table(rows: Sequence[dict[str, Any]]) -> str:
-    header = ["scheme", "placement", "noise", "sparsity", "backend", "dtype"]
+    header = ["scheme", "placement", "noise", "sparsity", "backend", "linear", "dtype"]
     measured = {
         "of limit": ("fraction_of_limit", "fraction_quartiles"),
         "official/this": ("official_ratio", "official_quartiles"),
@@ -268,6 +272,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--model", default="opt-125m", choices=(*SHAPES, "embedded"))
     parser.add_argument("--dtype", nargs="+", default=["float32", "bfloat16"], choices=list(DTYPES))
     parser.add_argument("--backend", choices=common.BACKENDS, help="default: all there are")
+    common.take_linear(parser)
     parser.add_argument("--scheme", nargs="+", default=list(KINDS), choices=KINDS)
     parser.add_argument(
         "--placement", nargs="+", default=["in_place", "paired"], choices=PLACEMENTS

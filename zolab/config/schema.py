@@ -73,6 +73,12 @@ class Model:
     )
     tuning: Any = part("model.tuning", {"kind": "full"}, since="0.2", help="which weights train")
     attn_implementation: str | None = option(None, help="attention kernel; null: the default")
+    linear: str = option(
+        "auto",
+        choices=("auto", "torch", "onednn"),
+        since="0.2.0",
+        help="what multiplies float32 linear layers on a CPU; auto: oneDNN on AMD with AVX-512",
+    )
     device: str = option(
         "auto",
         pattern=r"auto|cpu|cuda(:\d+)?",

@@ -19,6 +19,7 @@ from zolab.errors import UserError, first_line
 from zolab.models.shapes import auto_class, model_shape
 from zolab.models.tokenizers import load_tokenizer, settle_tokenizer
 from zolab.models.tuning import Full, Tuning, make_tuning
+from zolab.optim import linear
 from zolab.optim.parameters import canonical_name
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -105,7 +106,17 @@ def load_model(config: dict[str, Any], seed: int) -> LoadedModel:
     if not config.get("device_map"):
         model.to(device)
     loaded = LoadedModel(model, tokenizer, _max_length(model.config), kind)
-    return tune(loaded, config.get("tuning") or {"kind": "full"}, seed)
+    loaded = tune(loaded, config.get("tuning") or {"kind": "full"}, seed)
+    if by_onednn(config.get("linear", "auto")):
+        linear.use_onednn(loaded.model)
+    return loaded
+
+
+def by_onednn(name: str) -> bool:
+    """Whether `model.linear` means oneDNN here; UserError where it is asked for and missing."""
+    if name == "onednn" and not linear.is_there():
+        raise UserError("model.linear = 'onednn': this torch has none; expected auto or torch")
+    return name == "onednn" or (name == "auto" and linear.pays())
 
 
 def tune(loaded: LoadedModel, node: dict[str, Any], seed: int) -> LoadedModel:

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from zolab.optim.backend import Limit
 from zolab.optim.bits import mask_rows
 from zolab.optim.engine import Engine
+from zolab.optim.linear import multiplier
 from zolab.optim.memory import pair_bytes, spread_bytes
 from zolab.optim.parameters import ParamInfo
 from zolab.optim.placements.factored import add_products_
@@ -290,7 +291,7 @@ class ModuleWise:
             bias = self._clean[added.pid]
             shift = self.engine.whole_z(added, bias, self.seed) * (self.eps[added.group] / eps)
             left = torch.cat((left, shift[:, None]), dim=1)
-        out = F.linear(args[0], weight, bias)
+        out = multiplier(module)(args[0], weight, bias)
         return add_products_(out, args[0], left, thin[1], [sign * eps for sign in signs])
 
     def _in_pieces(
@@ -344,7 +345,7 @@ class ModuleWise:
 
     def _biased(self, module: nn.Linear, info: ParamInfo, x: Tensor) -> Tensor:
         """A frozen weight under a trained bias: one product for both signs."""
-        out = F.linear(x, module.weight)
+        out = multiplier(module)(x, module.weight)
         halves = zip(out.chunk(2), self._pair(info), strict=True)
         return join_rows([half + bias for half, bias in halves])
 
@@ -363,18 +364,19 @@ class ModuleWise:
             chosen = mask
             if isinstance(mask, Tensor):
                 chosen = mask.view(len(weight), -1)[start : start + at_once]
-            products = self._products(info, x, rows, chosen, start * weight.shape[1], signs)
+            offset = start * weight.shape[1]
+            products = self._products(module, info, x, rows, chosen, offset, signs)
             for part, product in zip(outs, products, strict=True):
                 part.append(product)
-        biases = self._biases(module, by_param)
         halves = [torch.cat(part, dim=-1) for part in outs]
-        if biases is not None:
-            ordered = [biases[0 if sign > 0 else 1] for sign in signs]
-            halves = [half.add_(bias) for half, bias in zip(halves, ordered, strict=True)]
+        if (biases := self._biases(module, by_param)) is not None:
+            for half, sign in zip(halves, signs, strict=True):
+                half.add_(biases[0 if sign > 0 else 1])
         return join_rows(halves)
 
     def _products(
         self,
+        module: nn.Linear,
         info: ParamInfo,
         x: Tensor,
         rows: Tensor,
@@ -386,7 +388,7 @@ class ModuleWise:
         eps = self.eps[info.group]
         both = self.engine.pair_rows(info, rows, self.seed, eps, mask, offset)
         parts = zip(x.chunk(len(signs)), signs, strict=True)
-        return [F.linear(part, both[0 if sign > 0 else 1]) for part, sign in parts]
+        return [multiplier(module)(part, both[0 if sign > 0 else 1]) for part, sign in parts]
 
     def _biases(
         self, module: nn.Linear, by_param: dict[int, ParamInfo]
@@ -394,6 +396,5 @@ class ModuleWise:
         if module.bias is None:
             return None
         info = by_param.get(id(module.bias))
-        if info is None or info.pid in self._active:
-            return module.bias.data, module.bias.data
-        return self._pair(info)
+        stays = info is None or info.pid in self._active
+        return (module.bias.data,) * 2 if stays else self._pair(info)

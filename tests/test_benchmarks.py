@@ -193,7 +193,7 @@ def test_help_lists_every_part(capsys):
 def test_small_parts_measure_what_they_say(tmp_path):
     rows = rows_of(tmp_path / "k.json", "kernels", "--elements", "5000", "--rounds", "1")
     assert {row["backend"] for row in rows} == set(backends(torch.device("cpu")))
-    assert all(row["fraction_of_bandwidth"] > 0 for row in rows)
+    assert all(row["milliseconds_per_100m"] > 0 for row in rows)
 
     rows = rows_of(
         tmp_path / "d.json", "drift", "--dtype", "float32", "bfloat16", "--side", "64",
@@ -205,10 +205,12 @@ def test_small_parts_measure_what_they_say(tmp_path):
     assert by["in_place", "float32"]["updates"]["0.0001"] == {"slope": 1.0, "noise": 0.0}
     assert abs(by["paired", "bfloat16"]["updates"]["0.0001"]["slope"] - 1.0) < 0.05
 
-    rows = rows_of(tmp_path / "f.json", "forward", "--model", "tiny", "--rounds", "1")
+    options = ["--model", "tiny", "--rounds", "1", "--linear", "onednn"]
+    rows = rows_of(tmp_path / "f.json", "forward", *options)
     assert [row["trick"] for row in rows if row["dtype"] == "float32"] == [
         "scored positions only",
         "both signs in one batch",
+        "linear layers by oneDNN",
         "layers below once: the last layer moves",
         "layers below once: the last third of the layers moves",
         "a prompt once for its answers",

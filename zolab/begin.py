@@ -11,7 +11,7 @@ from zolab import compose
 from zolab.checkpoint import Checkpoints
 from zolab.config.contents import contents, file_hash
 from zolab.data import BatchOrder
-from zolab.environment import set_threads
+from zolab.environment import prepare_process
 from zolab.errors import UserError
 from zolab.job import Job
 from zolab.journal import (
@@ -127,7 +127,7 @@ def go_along(folder: Path, ranks: Ranks) -> dict[str, Any]:
     """Take the steps of a cell that another process leads; nothing is written here."""
     start = ranks.from_leader()
     cell = compose.read_cell(folder)
-    set_threads(cell)
+    prepare_process(cell)
     task = task_of(cell)
     work = Work(cell, folder, f"rank-{ranks.rank}")
     loaded = load_origin(folder, cell, work)

@@ -15,12 +15,17 @@ from typing import Any
 import torch
 
 from zolab import __version__
+from zolab.process import keep_freed_memory
 
 _PACKAGES = ("torch", "transformers", "datasets", "hydra-core", "wandb", "numpy")
 
 
-def set_threads(cell: dict[str, Any]) -> None:
-    """CPU threads as the launcher gave them: sums inside a product depend on their number."""
+def prepare_process(cell: dict[str, Any]) -> None:
+    """CPU threads as the launcher gave them, and memory that is kept between forwards.
+
+    Sums inside a product depend on the number of threads.
+    """
+    keep_freed_memory()
     given = os.environ.get("OMP_NUM_THREADS") or cell["launcher"].get("threads")
     if given:
         torch.set_num_threads(int(given))

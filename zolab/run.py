@@ -18,7 +18,7 @@ from zolab.begin import (
     use_recorded_placement,
 )
 from zolab.checkpoint import copy_into, load_tensors, save_tensors
-from zolab.environment import environment, set_threads, versions
+from zolab.environment import environment, prepare_process, versions
 from zolab.errors import UserError
 from zolab.job import Job
 from zolab.journal import check_replayable, read_journal
@@ -83,7 +83,7 @@ def _attempt(folder: Path, claim: Claim, ranks: Ranks | None = None) -> dict[str
     try:
         write_status(folder, "running", attempt=number)
         cell = compose.read_cell(folder)
-        set_threads(cell)
+        prepare_process(cell)
         write_json(attempt_dir / "env.json", environment())
         begin, imported = time.time(), age_seconds()
         claim.beat({"step": 0, "steps": cell["train"]["steps"]}, force=True)

@@ -23,6 +23,7 @@ from zolab.models.load import DTYPES, by_onednn
 from zolab.models.shapes import auto_class, shape_config
 from zolab.objectives import Batch, Candidate, Encoded, collate
 from zolab.optim import fast, linear
+from zolab.process import keep_freed_memory
 from zolab.verbs.common import Parser
 
 __all__ = ["DTYPES", "SHAPES", "Parser"]
@@ -117,6 +118,7 @@ def settle(args: Any) -> torch.device:
     global _clock
     _clock = _CLOCKS[args.clock]
     torch.set_num_threads(args.threads)
+    keep_freed_memory()  # as a run does
     return device
 
 

@@ -36,7 +36,7 @@ STEAL_SECONDS = 30.0
 #: A lease outlives so many heartbeats that did not come through.
 MISSED_BEATS = 6
 #: Share of a run's time that looking after the claim may take, see `Claim.glance`.
-_GLANCE_SHARE = 0.002
+_GLANCE_SHARE = 0.001
 
 #: Environment of a launched cell: least seconds between heartbeats, the job it belongs to and how
 #: often that job was put back into the queue.
@@ -104,7 +104,7 @@ class Claim:
     def glance(self) -> None:
         """As `check`, but not each time where the folder is slow.
 
-        At most a five-hundredth of the time goes into looking. What a fenced process writes between
+        At most a thousandth of the time goes into looking. What a fenced process writes between
         two looks lands in its own attempt's journal, whose tail the reader drops.
         """
         begin = time.monotonic()

@@ -27,11 +27,12 @@ from zolab.optim import (
 from zolab.optim.backend import Term, apply_term_
 from zolab.optim.engine import Engine, Update
 from zolab.optim.estimators import Estimate, Estimator, Point
+from zolab.optim.moments import Step
 from zolab.optim.parameters import ParamInfo
 from zolab.optim.placements import Placement
 from zolab.optim.reference import ReferenceSgd
 from zolab.optim.rules import Rule
-from zolab.optim.rules.gradient import chunks, gradient, wide_dtype
+from zolab.optim.rules.gradient import chunks, gradient, kept
 from zolab.optim.rules.sign import scalar_sign
 
 #: Names whose parameters a program does not decay.
@@ -112,10 +113,15 @@ class Signed(Rule):
 
     def __init__(self, inner: Rule) -> None:
         self.inner = inner
-        self.stateful = inner.stateful
+        self.stateful, self.alone = inner.stateful, inner.alone
 
     def terms(self, update: Update, group: int, stochastic: bool) -> list:
         return self.inner.terms(scalar_sign(update), group, stochastic)
+
+    def moves(
+        self, engine: Engine, info: ParamInfo, update: Update, stochastic: bool
+    ) -> list[Term | Step]:
+        return self.inner.moves(engine, info, scalar_sign(update), stochastic)
 
     def apply_(
         self, engine: Engine, info: ParamInfo, update: Update, mask: Any, stochastic: bool
@@ -132,9 +138,7 @@ class CoupledMomentum(Momentum):
         decay = update.weight_decay[info.group]
         move = Term(-update.lr[info.group], update.seeds[0], 1.0, stochastic)
         for chunk in chunks(info, mask):
-            if info.name not in self._m:
-                self._m[info.name] = torch.zeros_like(info.data.view(-1), dtype=wide_dtype(info))
-            m = self._m[info.name][chunk.start : chunk.start + len(chunk.weight)]
+            m = kept(self._m, info)[chunk.start : chunk.start + len(chunk.weight)]
             m.mul_(self.beta).add_(gradient(engine, info, update, chunk))
             m.add_(chunk.weight, alpha=decay)
             apply_term_(chunk.weight, m, move, info.pid, chunk.start, chunk.mask)

@@ -65,7 +65,12 @@ KINDS: dict[str, tuple[dict[str, Any], dict[str, Callable[[], Any]]]] = {
     "lora": ({"tuning": "lora"}, {}),
     "lozo": ({"direction": "lazy_low_rank"}, {"direction": optim.LazyLowRank}),
     "subzero": ({"direction": "subspace"}, {"direction": optim.Subspace}),
+    "momentum": ({}, {"rule": optim.Momentum}),
+    "adam": ({}, {"rule": optim.Adam}),
+    "helene": ({}, {"rule": optim.Helene}),
 }
+#: Measured when none are named; those with state hold several times the weights.
+USUAL = [name for name, (_, parts) in KINDS.items() if "rule" not in parts]
 
 
 class Turn:
@@ -141,19 +146,20 @@ def _measure(
 
 
 def _schemes(args: argparse.Namespace, model: nn.Module) -> list[Scheme]:
-    """All noises and backends with plain MeZO; one of each with what builds on it."""
+    """All noises and backends with plain MeZO; one of each with what builds on it, but all
+    backends again where a rule has state."""
     chosen = common.chosen_backends(args.backend, next(model.parameters()).device)
     out = []
     for name in args.scheme:
-        change = KINDS[name][0]
+        change, parts = KINDS[name]
         plain = name == "mezo"
         # A rank or an adapter is nothing without both signs in one batch.
-        placements = args.placement if plain or "sparsity" in change else ["paired"]
-        for placement in placements:
-            for backend in chosen if plain else chosen[:1]:
+        full = "sparsity" in change or "rule" in parts
+        for placement in args.placement if plain or full else ["paired"]:
+            for backend in chosen if plain or "rule" in parts else chosen[:1]:
                 noises = args.noise
                 if not plain:
-                    noises = ["gauss8" if "sparsity" in change and "gauss8" in noises else "gauss"]
+                    noises = ["gauss8" if full and "gauss8" in noises else "gauss"]
                 for noise in noises:
                     drawn = {"direction": "rademacher" if noise == "rademacher" else "gaussian"}
                     out.append(Scheme(name, placement, backend, noise, **{**drawn, **change}))
@@ -273,7 +279,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--dtype", nargs="+", default=["float32", "bfloat16"], choices=list(DTYPES))
     parser.add_argument("--backend", choices=common.BACKENDS, help="default: all there are")
     common.take_linear(parser)
-    parser.add_argument("--scheme", nargs="+", default=list(KINDS), choices=KINDS)
+    parser.add_argument("--scheme", nargs="+", default=USUAL, choices=KINDS)
     parser.add_argument(
         "--placement", nargs="+", default=["in_place", "paired"], choices=PLACEMENTS
     )

@@ -6,7 +6,7 @@ parameter's dtype. A fused sweep therefore equals the same terms applied one by 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from zolab.optim import fast
+from zolab.optim.moments import Step, has_state, moved, seeds_of, wide_dtype
 from zolab.optim.rounding import stochastic_round
 
 #: Elements per chunk: a multiple of every noise's block, small enough to stay in cache.
@@ -85,7 +86,7 @@ class ZSource(Protocol):
 def sweep_(
     weight: Tensor,
     pid: int,
-    terms: Sequence[Term],
+    terms: Sequence[Term | Step],
     source: ZSource,
     mask: Tensor | Limit | None = None,
 ) -> None:
@@ -94,13 +95,14 @@ def sweep_(
     Args:
         weight: any shape, contiguous, float32, float64, bfloat16 or float16.
         pid: parameter id.
-        terms: operations, see `Term`.
+        terms: operations, see `Term` and `Step`.
         source: supplies z.
-        mask: bool, same number of elements; False elements do not change by a single bit. A limit
-            is decided from the weights as they are.
+        mask: bool, same number of elements; False elements do not change by a single bit, but
+            their moments go on with an estimate of 0. A limit is decided from the weights as they
+            are.
     """
     limit = mask if isinstance(mask, Limit) else None
-    on = fast.kernels(source.kind, weight)
+    on = fast.kernels(source.kind, weight, has_state(terms))
     if on is not None:
         kept = _stored(source, pid, terms, weight) if source.kind in on.READS_KEPT else None
         mask = None if limit else mask
@@ -110,17 +112,32 @@ def sweep_(
     flat = weight.view(-1)
     keep = None if mask is None else mask.view(-1)
     at_once = source.chunk(pid)
-    seeds = {term.seed for term in terms if term.a != 0.0}
-    readers = {seed: source.reader(pid, seed, flat.device) for seed in seeds}
+    readers = {seed: source.reader(pid, seed, flat.device) for seed in seeds_of(terms)}
     for start in range(0, flat.numel(), at_once):
         part = flat[start : start + at_once]
         chosen = None if keep is None else keep[start : start + at_once]
-        z, z_seed = part, None
+        read = _last_kept(readers, start, part.numel())
         for term in terms:
-            if term.a != 0.0 and term.seed != z_seed:
-                z = readers[term.seed](start, part.numel())
-                z_seed = term.seed
-            apply_term_(part, z, term, pid, start, chosen)
+            if isinstance(term, Step):
+                move, term = moved(term, read, start, part, chosen), term.then
+            else:
+                move = read(term.seed) if term.a != 0.0 else part
+            apply_term_(part, move, term, pid, start, chosen)
+
+
+def _last_kept(
+    readers: Mapping[int, Callable[[int, int], Tensor]], start: int, count: int
+) -> Callable[[int], Tensor]:
+    """z of a chunk by seed; that of the last seed is not made anew."""
+    seed_of_last, last = None, None
+
+    def read(seed: int) -> Tensor:
+        nonlocal seed_of_last, last
+        if last is None or seed != seed_of_last:
+            seed_of_last, last = seed, readers[seed](start, count)
+        return last
+
+    return read
 
 
 def apply_term_(
@@ -140,8 +157,8 @@ def apply_term_(
 def resweep_(
     weight: Tensor,
     pid: int,
-    before: Sequence[Term],
-    after: Sequence[Term],
+    before: Sequence[Term | Step],
+    after: Sequence[Term | Step],
     limit: Limit,
     mask: Tensor,
     source: ZSource,
@@ -149,13 +166,13 @@ def resweep_(
     """One sweep: `before` under the mask as it is, a new mask from the weights, `after` under it.
 
     Args:
-        weight, pid, source: as for `sweep_`; only where `fast.handles` the weight.
+        weight, pid, source: as for `sweep_`; only where there are kernels for weight and terms.
         before, after: terms.
         limit: what decides.
         mask: bool or bits (see `bits.pack_bits`) of the whole parameter; changed in place.
     """
     terms = [*before, *after]
-    on = fast.kernels(source.kind, weight)
+    on = fast.kernels(source.kind, weight, has_state(terms))
     kept = _stored(source, pid, terms, weight) if source.kind in on.READS_KEPT else None
     on.sweep(source.kind, weight, pid, terms, mask, limit=limit, split=len(before), kept=kept)
 
@@ -204,11 +221,11 @@ def pair(
 
 
 def _stored(
-    source: ZSource, pid: int, terms: Sequence[Term], weight: Tensor
+    source: ZSource, pid: int, terms: Sequence[Term | Step], weight: Tensor
 ) -> dict[int, Tensor] | None:
     """What the source keeps of the seeds of some terms; None if that is not all of them."""
     out = {}
-    for seed in [term.seed for term in terms if term.a != 0.0]:
+    for seed in seeds_of(terms):
         z = source.stored(pid, seed, 0, weight.numel(), weight.device)
         if z is None:
             return None
@@ -218,7 +235,7 @@ def _stored(
 
 def _wide(tensor: Tensor) -> Tensor:
     """Weights in the dtype sums are made in: float64 stays, all else is float32."""
-    return tensor if tensor.dtype == torch.float64 else tensor.to(torch.float32)
+    return tensor.to(wide_dtype(tensor))
 
 
 def _write_(

@@ -15,6 +15,7 @@ from zolab.optim.backend import Limit, Term, pair, resweep_, sweep_
 from zolab.optim.bits import Places, pack_bits, unpack_bits
 from zolab.optim.directions import Direction, Kept
 from zolab.optim.masks import Dense
+from zolab.optim.moments import Step, has_state
 from zolab.optim.native.walk import walk
 from zolab.optim.parameters import ParamInfo
 
@@ -175,11 +176,24 @@ class Engine:
             return held
         return unpack_bits(held, info.data.shape)
 
+    def stands_still(self, info: ParamInfo) -> bool:
+        """Whether the mask in force leaves a whole parameter as it is."""
+        held = self._held.get(info.pid)
+        if held is None and not self.mask.covers(info):
+            held = self.mask.keep(info, info.data, self.step)
+        return held is False
+
     def choice_of(
-        self, info: ParamInfo, weight: Tensor | None = None
+        self, info: ParamInfo, weight: Tensor | None = None, state: bool = False
     ) -> Tensor | Places | Limit | bool:
         """`mask_of` as the sweeps take it: as it is held where the kernels read that, as a limit
-        where they decide it along the way."""
+        where they decide it along the way.
+
+        Args:
+            info: which parameter.
+            weight: its clean weights, where `info.data` is not them at the moment.
+            state: whether the sweep has steps with moments.
+        """
         held = self._held.get(info.pid)
         if held is None:
             limit = self.mask.limit(info)
@@ -187,11 +201,11 @@ class Engine:
         where = info.data if weight is None else weight
         bits = isinstance(held, Tensor) and held.dtype == torch.uint8
         in_parts = (bits and where.shape[-1] % 8 == 0) or isinstance(held, Places)
-        return held if in_parts and self._reads(held, where) else self.mask_of(info, weight)
+        return held if in_parts and self._reads(held, where, state) else self.mask_of(info, weight)
 
-    def _reads(self, held: Tensor | Places | bool, weight: Tensor) -> bool:
+    def _reads(self, held: Tensor | Places | bool, weight: Tensor, state: bool) -> bool:
         """Whether kernels take a mask over some weights as it is held."""
-        on = fast.kernels(self.source.kind, weight)
+        on = fast.kernels(self.source.kind, weight, state)
         return on is not None and (on.READS_PLACES or not isinstance(held, Places))
 
     def _compact(self, keep: Tensor | bool) -> Tensor | bool:
@@ -209,7 +223,7 @@ class Engine:
     # -- sweeps ----------------------------------------------------------------------------------
 
     def sweep(
-        self, info: ParamInfo, terms: Sequence[Term], mask: Tensor | Places | Limit | bool
+        self, info: ParamInfo, terms: Sequence[Term | Step], mask: Tensor | Places | Limit | bool
     ) -> None:
         """Apply terms to one parameter in place, where the mask allows."""
         if mask is False or not terms:
@@ -237,15 +251,17 @@ class Engine:
         walk(self.source.kind, weights, [info.pid for info in infos], terms, kept)
         self.clock.perturb += time.perf_counter() - begin
 
-    def sweep_held(self, info: ParamInfo, terms: Sequence[Term]) -> None:
+    def sweep_held(self, info: ParamInfo, terms: Sequence[Term | Step]) -> None:
         """The same under the mask in force, taken as it is held where the kernels read bits."""
         held = self._held.get(info.pid)
-        if isinstance(held, Tensor | Places) and self._reads(held, info.data):
+        if isinstance(held, Tensor | Places) and self._reads(held, info.data, has_state(terms)):
             self.sweep(info, terms, held)
         else:
             self.sweep(info, terms, self.mask_of(info))
 
-    def resweep(self, info: ParamInfo, before: Sequence[Term], after: Sequence[Term]) -> None:
+    def resweep(
+        self, info: ParamInfo, before: Sequence[Term | Step], after: Sequence[Term | Step]
+    ) -> None:
         """A step begins: `before` under the mask in force, then a new mask, then `after` under it.
 
         Args:
@@ -255,7 +271,8 @@ class Engine:
         """
         held, limit = self._held.get(info.pid), self.mask.limit(info)
         ready = isinstance(held, Tensor) or not before
-        if limit is not None and ready and fast.handles(self.source.kind, info.data):
+        state = has_state(before)
+        if limit is not None and ready and fast.handles(self.source.kind, info.data, state):
             if not isinstance(held, Tensor):
                 size, dtype = (info.numel, torch.bool) if self._small else (
                     -(-info.numel // 8), torch.uint8

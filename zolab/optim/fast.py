@@ -5,6 +5,8 @@ All give the same bits, so the choice is made tensor by tensor and nothing else 
 
 from __future__ import annotations
 
+import functools
+import logging
 from types import ModuleType
 
 import torch
@@ -13,23 +15,36 @@ from torch import Tensor
 from zolab.optim import native, triton
 from zolab.optim.triton import settle, together
 
+_LOG = logging.getLogger(__name__)
+
 __all__ = ["handles", "kernels", "makes", "name", "settle", "together"]
 
 
-def kernels(kind: str | None, tensor: Tensor) -> ModuleType | None:
+def kernels(kind: str | None, tensor: Tensor, state: bool = False) -> ModuleType | None:
     """The module whose `fill`, `rows`, `sweep` and `pair` work on a tensor; None: plain torch.
 
     Args:
         kind: name of the noise, None for a direction that only plain torch can make.
         tensor: what they would read or write.
+        state: whether a sweep has steps with moments (`moments.Step`) among its terms.
     """
     on = triton if triton.takes(tensor.device) or tensor.device.type == "cuda" else native
-    return on if on.handles(kind, tensor) else None
+    if not on.handles(kind, tensor):
+        return None
+    if state and tensor.dtype not in on.STEPS:
+        _tell_once(on.NAME, tensor.dtype)
+        return None
+    return on
 
 
-def handles(kind: str | None, tensor: Tensor) -> bool:
+@functools.cache
+def _tell_once(name: str, dtype: torch.dtype) -> None:
+    _LOG.warning("%s kernels: updates of %s weights by moments go by plain torch", name, dtype)
+
+
+def handles(kind: str | None, tensor: Tensor, state: bool = False) -> bool:
     """Whether there are faster kernels for a tensor."""
-    return kernels(kind, tensor) is not None
+    return kernels(kind, tensor, state) is not None
 
 
 def makes(kind: str | None, device: torch.device) -> bool:

@@ -68,9 +68,10 @@ def update_bytes(engine: Engine, rule: object, rounds: bool, info: ParamInfo) ->
     """Scratch while one parameter is swept and updated."""
     size = min(info.numel, engine.source.chunk(info.pid))
     out = engine.direction.scratch_bytes(info)
-    if rule.stateful or not decided_on_the_way(engine, info):
+    swept = not rule.alone and fast.handles(engine.source.kind, info.data, rule.stateful)
+    if not swept or not decided_on_the_way(engine, info):
         out += spread_bytes(engine, info)
-    if not rule.stateful and fast.handles(engine.source.kind, info.data):
+    if swept:
         return out
     out += 4 * size * (2 + rule.buffers) + noise_bytes(engine, info)
     return out + (ROUNDING_BYTES * size if rounds and half_precision(info.data) else 0)

@@ -24,7 +24,7 @@ from zolab.optim.placements.base import Closure, as_closure
 from zolab.optim.rules import Rule, Sgd
 
 #: Raised whenever any bit of an update could change; a replay under another value is refused.
-NUMERICS = 2
+NUMERICS = 3
 
 
 @dataclass(frozen=True)

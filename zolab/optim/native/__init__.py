@@ -16,20 +16,22 @@ import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from ctypes import CDLL, Array, byref
+from ctypes import CDLL, byref
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from zolab.optim.moments import has_state
 from zolab.optim.native.build import BuildError, library
+from zolab.optim.native.pack import DTYPES, MASK64, address, packed
 from zolab.optim.native.probe import Mask as _CMask
-from zolab.optim.native.probe import Term as _CTerm
 from zolab.optim.native.probe import open_library
 
 if TYPE_CHECKING:
     from zolab.optim.backend import Limit, Term
     from zolab.optim.bits import Places
+    from zolab.optim.moments import Step
 
 __all__ = ["available", "fill", "handles", "pair", "rows", "sweep"]
 
@@ -40,10 +42,11 @@ READS_KEPT = frozenset({"gauss"})
 #: Masks may be held as the places of what moves.
 READS_PLACES = True
 
+#: Weights whose updates may be steps with moments.
+STEPS = frozenset({torch.float32, torch.bfloat16, torch.float16})
+
 _LOG = logging.getLogger(__name__)
 _KINDS = {"gauss": 0, "gauss8": 1, "rademacher": 2}
-_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
-_MASK64 = (1 << 64) - 1
 
 #: Below this many elements a second thread costs more than it saves.
 PARALLEL_FROM = 1 << 18
@@ -82,7 +85,7 @@ def handles(kind: str | None, tensor: Tensor) -> bool:
     says once of each device and dtype that plain torch is used for it."""
     if kind not in _KINDS or type(tensor) not in (Tensor, torch.nn.Parameter):
         return False
-    known = tensor.device.type == "cpu" and tensor.dtype in _DTYPES
+    known = tensor.device.type == "cpu" and tensor.dtype in DTYPES
     if not known:
         _tell_once(tensor.device.type, tensor.dtype)
     return known and tensor.is_contiguous() and available()
@@ -109,8 +112,8 @@ def fill(kind: str, out: Tensor, seed: int, pid: int, offset: int = 0, stream: i
         RuntimeError: the kernels are not available.
     """
     on = _library()
-    at = _pointer("out", out, torch.float32)
-    code, seed = _KINDS[kind], seed & _MASK64
+    at = address("out", out, torch.float32)
+    code, seed = _KINDS[kind], seed & MASK64
 
     def run(begin: int, end: int) -> None:
         on.lib.zo_fill(code, at, begin, end, offset, seed, pid, stream, on.levels)
@@ -123,8 +126,8 @@ def rows(kind: str, index: Tensor, width: int, seed: int, pid: int, stream: int 
     on = _library()
     index = index.contiguous()
     out = torch.empty(len(index), width)
-    to, at = out.data_ptr(), _pointer("index", index, torch.int64)
-    code, seed = _KINDS[kind], seed & _MASK64
+    to, at = out.data_ptr(), address("index", index, torch.int64)
+    code, seed = _KINDS[kind], seed & MASK64
 
     def run(begin: int, end: int) -> None:
         on.lib.zo_rows(code, to, at, begin, end, width, seed, pid, stream, on.levels)
@@ -137,7 +140,7 @@ def sweep(
     kind: str,
     weight: Tensor,
     pid: int,
-    terms: Sequence[Term],
+    terms: Sequence[Term | Step],
     mask: Tensor | Places | None = None,
     *,
     limit: Limit | None = None,
@@ -151,7 +154,8 @@ def sweep(
         kind: "gauss", "gauss8" or "rademacher".
         weight: any shape, contiguous, CPU; float32, float64, bfloat16 or float16; changed in place.
         pid: parameter id below 2**32.
-        terms: operations, applied in order, each rounded to the dtype of `weight`.
+        terms: operations, applied in order, each rounded to the dtype of `weight`; steps for the
+            dtypes of `STEPS`, with moments of as many elements as `weight`.
         mask: bool, as many elements, or bits as `bits.pack_bits` makes them, or places of the
             whole parameter; False elements do not change by a single bit.
         limit: decide the mask anew from the weights, after the first `split` terms; the later
@@ -166,17 +170,16 @@ def sweep(
         RuntimeError: the kernels are not available.
     """
     on = _library()
-    at = _pointer("weight", weight)
+    at = address("weight", weight)
+    if has_state(terms) and weight.dtype not in STEPS:
+        raise ValueError(f"weight: {weight.dtype}: steps with moments are for 32 and 16 bits")
     chosen = _mask(mask, weight, limit, split, offset)
-    packed, count = _packed(terms), len(terms)
-    for c, term in zip(packed, terms, strict=True):
-        z = kept.get(term.seed) if kept else None
-        c.z = None if z is None else _pointer("kept", z, torch.float32, weight.numel())
-    code, dtype = _KINDS[kind], _DTYPES[weight.dtype]
+    told, count = packed(terms, weight.numel(), kept), len(terms)
+    code, dtype = _KINDS[kind], DTYPES[weight.dtype]
 
     def run(begin: int, end: int) -> None:
         on.lib.zo_sweep(
-            code, dtype, at, byref(chosen), begin, end, offset, pid, packed, count, on.levels
+            code, dtype, at, byref(chosen), begin, end, offset, pid, told, count, on.levels
         )
 
     _split(weight.numel(), run)
@@ -213,15 +216,15 @@ def pair(
 
     on = _library()
     size = weight.numel()
-    at = _pointer("weight", weight)
+    at = address("weight", weight)
     limit = mask if isinstance(mask, Limit) else None
     chosen = _mask(None if limit else mask, weight, limit, offset=offset)
-    plus = _pointer("out_plus", out_plus, weight.dtype, size)
-    minus = _pointer("out_minus", out_minus, weight.dtype, size)
+    plus = address("out_plus", out_plus, weight.dtype, size)
+    minus = address("out_minus", out_minus, weight.dtype, size)
     if size and len({at, plus, minus}) < 3:
         raise ValueError("weight, out_plus and out_minus must not share memory")
-    z = None if kept is None else _pointer("kept", kept, torch.float32, size)
-    code, dtype, seed = _KINDS[kind], _DTYPES[weight.dtype], seed & _MASK64
+    z = None if kept is None else address("kept", kept, torch.float32, size)
+    code, dtype, seed = _KINDS[kind], DTYPES[weight.dtype], seed & MASK64
 
     def run(begin: int, end: int) -> None:
         on.lib.zo_pair(
@@ -244,36 +247,10 @@ def pair(
     _split(size, run)
 
 
-def _packed(terms: Sequence[Term]) -> Array[_CTerm]:
-    """Terms as C takes them, z to be made."""
-    out = (_CTerm * len(terms))()
-    for c, t in zip(out, terms, strict=True):
-        c.a, c.scale, c.seed, c.stochastic = t.a, t.scale, t.seed & _MASK64, t.stochastic
-    return out
-
-
 def _library() -> _Loaded:
     if not available() or _loaded is None:
         raise RuntimeError(f"native kernels are not available: {_failure or 'ZOLAB_NATIVE=0'}")
     return _loaded
-
-
-def _pointer(
-    name: str, tensor: Tensor, dtype: torch.dtype | None = None, size: int | None = None
-) -> int:
-    """Address of a tensor's memory, after making sure that C may walk over it."""
-    if (
-        tensor.device.type != "cpu"
-        or not tensor.is_contiguous()
-        or (tensor.dtype not in _DTYPES if dtype is None else tensor.dtype != dtype)
-        or (size is not None and tensor.numel() != size)
-    ):
-        raise ValueError(
-            f"{name}: {tuple(tensor.shape)} {tensor.dtype} on {tensor.device}: expected a "
-            f"contiguous CPU tensor of {dtype or 'a floating dtype'}"
-            + ("" if size is None else f" with {size} elements")
-        )
-    return tensor.data_ptr()
 
 
 def _mask(
@@ -289,14 +266,14 @@ def _mask(
         if limit is not None or offset + size > mask.size:
             raise ValueError(f"mask: expected places of {mask.size} elements and no limit")
         form = 3
-        at = _pointer("mask", mask.places, torch.int16)
-        starts = _pointer("mask", mask.starts, torch.int32, -(-mask.size // _TILE) + 1)
+        at = address("mask", mask.places, torch.int16)
+        starts = address("mask", mask.starts, torch.int32, -(-mask.size // _TILE) + 1)
     elif mask is not None:
         form = 2 if mask.dtype == torch.uint8 else 1
         if form == 2 and offset % 8:
             raise ValueError(f"mask: bits begin with a byte, not at element {offset}")
         dtype, length = (torch.uint8, -(-size // 8)) if form == 2 else (torch.bool, size)
-        at = _pointer("mask", mask, dtype, length)
+        at = address("mask", mask, dtype, length)
     if limit is None:
         return _CMask(at, starts, form, 0, 0.0, 0)
     # torch compares in the dtype of the weights.

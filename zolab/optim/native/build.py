@@ -12,7 +12,8 @@ __all__ = ["BuildError", "library"]
 _HERE = Path(__file__).parent
 SOURCE = _HERE / "kernels.c"
 _HEADERS = tuple(
-    _HERE / name for name in ("masks.h", "noise.h", "sparse.h", "storage.h", "terms.h")
+    _HERE / f"{name}.h"
+    for name in ("masks", "noise", "source", "sparse", "steps", "storage", "terms")
 )
 _PROBE = _HERE / "probe.py"
 

@@ -12,11 +12,13 @@
 
 #include "masks.h"
 #include "noise.h"
+#include "source.h"
 #include "sparse.h"
+#include "steps.h"
 #include "storage.h"
 #include "terms.h"
 
-#define ABI 3
+#define ABI 4
 
 /* The entry points. Pointers are to element `offset` of the parameter, kept directions as well. */
 
@@ -66,10 +68,10 @@ void zo_sweep(
     source.kind = kind;
     source.pid = pid;
     source.table = table;
-    const int split = mask->limit ? mask->split : count;
+    const int split = mask->limit ? mask->split : count, steps = has_step(terms, count);
     for (Tile tile = tile_at(offset, begin, end); tile.n > 0;
          tile = tile_at(offset, tile.at + tile.n, end)) {
-        if (mask->form == PLACES) {
+        if (mask->form == PLACES && !steps) {
             int few;
             const uint16_t *places = places_of(mask, spare, tile, &few);
             fetch_ahead(mask, (char *)weight, dtype, tile, end);

@@ -92,6 +92,14 @@ static void decide(uint8_t *restrict out, const Mask *mask, int dtype, const voi
 static const uint8_t *held(const Mask *mask, uint8_t *out, Tile tile) {
     if (mask->at == NULL || mask->form == BYTES)
         return mask->at == NULL ? NULL : mask->at + tile.at;
+    if (mask->form == PLACES) {
+        uint16_t spare[TILE];
+        int few;
+        const uint16_t *places = places_of(mask, spare, tile, &few);
+        memset(out, 0, (size_t)tile.n);
+        for (int i = 0; i < few; i++) out[places[i]] = 1;
+        return out;
+    }
     const uint8_t *bits = mask->at + tile.at / 8;
 #ifdef __AVX512BW__
     if (tile.n == TILE) {

@@ -8,14 +8,53 @@ from __future__ import annotations
 import ctypes
 import sys
 
-_ABI = 3
+_ABI = 4
 _ELEMENTS = 4099  # two tiles and a tail
+_HOW = ((1, 0, 0), (1, 1, 0), (0, 0, 1))  # steps divide, by a root, or take a sign
 # Philox4x32-10, key 0, counter 0: from the known-answer file of the authors' Random123 library.
 _WORDS = (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)
 
 
+class Probe(ctypes.Structure):
+    """`Probe` of steps.h."""
+
+    _fields_ = (("c", ctypes.c_double), ("seed", ctypes.c_uint64), ("z", ctypes.c_void_p))
+
+
+class Look(ctypes.Structure):
+    """`Look` of steps.h."""
+
+    _fields_ = (
+        ("probes", ctypes.POINTER(Probe)),
+        ("count", ctypes.c_int32),
+        ("first", ctypes.c_int32),
+        ("second", ctypes.c_int32),
+        ("decay1", ctypes.c_double),
+        ("share1", ctypes.c_double),
+        ("decay2", ctypes.c_double),
+        ("share2", ctypes.c_double),
+    )
+
+
+class Step(ctypes.Structure):
+    """`Step` of steps.h."""
+
+    _fields_ = (
+        ("m", ctypes.c_void_p),
+        ("v", ctypes.c_void_p),
+        ("looks", ctypes.POINTER(Look)),
+        ("count", ctypes.c_int32),
+        ("divides", ctypes.c_int32),
+        ("root", ctypes.c_int32),
+        ("sign", ctypes.c_int32),
+        ("floor", ctypes.c_double),
+        ("times", ctypes.c_double),
+        ("plus", ctypes.c_double),
+    )
+
+
 class Term(ctypes.Structure):
-    """`Term` of kernels.c."""
+    """`Term` of terms.h."""
 
     _fields_ = (
         ("a", ctypes.c_double),
@@ -23,11 +62,12 @@ class Term(ctypes.Structure):
         ("seed", ctypes.c_uint64),
         ("z", ctypes.c_void_p),
         ("stochastic", ctypes.c_int32),
+        ("step", ctypes.POINTER(Step)),
     )
 
 
 class Mask(ctypes.Structure):
-    """`Mask` of kernels.c."""
+    """`Mask` of masks.h."""
 
     _fields_ = (
         ("at", ctypes.c_void_p),
@@ -77,7 +117,11 @@ def main(path: str) -> int:
     weight, plus, minus = ((ctypes.c_double * _ELEMENTS)() for _ in range(3))
     places = (ctypes.c_uint16 * 4)(0, 2047, 7, 1)
     starts = (ctypes.c_int32 * 4)(0, 2, 3, 4)
+    moment = (ctypes.c_float * _ELEMENTS)()
+    looks = (Look * 1)(Look((Probe * 1)(Probe(0.5, 1, None)), 1, 1, 1, 0.9, 0.1, 0.9, 0.1))
+    steps = [Step(ctypes.addressof(moment), None, looks, 1, *how, 0.1, 1.0, 1e-8) for how in _HOW]
     terms = (Term * 2)(Term(0.5, 0.9, 1, None, 1), Term(0.5, 1.0, 2, None, 0))
+    updates = [(Term * 1)(Term(0.5, 0.9, 1, None, 1, ctypes.pointer(step))) for step in steps]
     for kind in range(3):
         lib.zo_fill(kind, weight, 0, _ELEMENTS, 5, 1, 2, 0, table)
         lib.zo_rows(kind, weight, rows, 0, 1, 77, 1, 2, 0, table)
@@ -88,6 +132,8 @@ def main(path: str) -> int:
                 chosen = ctypes.byref(Mask(at, ctypes.addressof(starts), form, limit, 0.5, 1))
                 ends = (chosen, 0, _ELEMENTS, 5, 2)
                 lib.zo_sweep(kind, dtype, weight, *ends, terms, 2, table)
+                for update in updates if dtype < 3 else ():
+                    lib.zo_sweep(kind, dtype, weight, *ends, update, 1, table)
                 lib.zo_pair(kind, dtype, weight, *ends, 1, None, 0.1, plus, minus, table)
     return 0
 

@@ -4,18 +4,25 @@
 
 #include "masks.h"
 #include "noise.h"
+#include "source.h"
 #include "sparse.h"
+#include "steps.h"
 #include "storage.h"
 
-enum { STREAM_Z = 0, STREAM_ROUNDING = 1 };
-
 typedef struct {
-    double a;         /* coefficient of z */
+    double a;         /* coefficient of z, or of the move of a step */
     double scale;     /* factor on the weights first */
     uint64_t seed;    /* Philox key */
     const float *z;   /* z of these weights if it was kept, else NULL */
     int32_t stochastic;
+    const Step *step; /* what takes the place of z, NULL for z itself */
 } Term;
+
+static int has_step(const Term *terms, int count) {
+    int found = 0;
+    for (int i = 0; i < count; i++) found |= terms[i].step != NULL;
+    return found;
+}
 
 static void scale32(float *w, float s, int n) {
     for (int i = 0; i < n; i++) w[i] *= s;
@@ -47,70 +54,6 @@ DEFINE_SELECT(select16, uint16_t)
 DEFINE_SELECT(select32, uint32_t)
 DEFINE_SELECT(select64, uint64_t)
 
-/* Noise of one (seed, tile), made when it is first asked for. */
-typedef struct {
-    int kind;
-    uint32_t pid;
-    const float *table;
-    uint64_t z_seed, word_seed;
-    int has_z, has_words;
-    const uint8_t *live;   /* elements of the tile that z is needed of; NULL: all */
-    const uint16_t *index; /* their places, when only they are worked on; else NULL */
-    float z[TILE];
-    uint32_t words[TILE + 4]; /* a tile may begin and end within a counter */
-} Source;
-
-static const float *direction(Source *source, const float *kept, uint64_t seed, Tile tile) {
-    if (kept != NULL && source->index == NULL)
-        return kept + tile.at;
-    if (kept != NULL) {
-        for (int i = 0; i < tile.n; i++) source->z[i] = kept[tile.at + source->index[i]];
-        source->has_z = 0;
-        return source->z;
-    }
-    if (source->has_z && source->z_seed == seed)
-        return source->z;
-    if (source->index != NULL)
-        noise_places(
-            source->kind, source->z, tile.first, source->index, tile.n, seed, source->pid,
-            source->table
-        );
-    else if (source->live == NULL)
-        noise_tile(
-            source->kind, source->z, tile.first, tile.n, seed, source->pid, STREAM_Z, source->table
-        );
-    else
-        noise_tile_live(
-            source->kind, source->z, tile.first, tile.n, seed, source->pid, source->table,
-            source->live
-        );
-    source->has_z = 1;
-    source->z_seed = seed;
-    return source->z;
-}
-
-static const uint32_t *rounding(Source *source, uint64_t seed, Tile tile) {
-    const int skip = (int)(tile.first % 4);
-    if (source->index != NULL) {
-        if (!source->has_words || source->word_seed != seed)
-            words_places(
-                source->words, tile.first, source->index, tile.n, seed, source->pid,
-                STREAM_ROUNDING
-            );
-        source->has_words = 1;
-        source->word_seed = seed;
-        return source->words;
-    }
-    if (!source->has_words || source->word_seed != seed)
-        block_words(
-            source->words, tile.first / 4, (skip + tile.n + 3) / 4, seed, source->pid,
-            STREAM_ROUNDING
-        );
-    source->has_words = 1;
-    source->word_seed = seed;
-    return source->words + skip;
-}
-
 /* One tile of float64 weights. */
 static void terms64(Source *source, double *w, Tile tile, const Term *terms, int count) {
     for (const Term *t = terms; t < terms + count; t++) {
@@ -129,6 +72,7 @@ static void terms32(
     const int narrow = dtype != FLOAT32;
     int unrounded = 0;
     for (const Term *t = terms; t < terms + count; t++) {
+        const float *move = t->step ? moved(source, t->step, tile) : NULL;
         for (int part = 0; part < 2; part++) {
             if (part == 0 ? t->scale == 1.0 : t->a == 0.0)
                 continue;
@@ -137,7 +81,9 @@ static void terms32(
             if (part == 0)
                 scale32(w, (float)t->scale, tile.n);
             else
-                axpy32(w, direction(source, t->z, t->seed, tile), (float)t->a, tile.n);
+                axpy32(
+                    w, move ? move : direction(source, t->z, t->seed, tile), (float)t->a, tile.n
+                );
             if (narrow && t->stochastic)
                 stochastic16(dtype, w, rounding(source, t->seed, tile), tile.n);
             unrounded = narrow;
@@ -203,7 +149,8 @@ static void part(
     source->has_z = source->has_words = 0;
     source->live = chosen;
     source->index = NULL;
-    if (chosen != NULL) {
+    /* Moments go on where the mask is off, so that a step works on whole tiles. */
+    if (chosen != NULL && !has_step(terms, count)) {
         uint16_t places[FEW + 32];
         int few = live_places(chosen, tile.n, places);
         if (few >= 0) {

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from zolab.optim import native
+from zolab.optim.native.pack import DTYPES, address, packed
 from zolab.optim.native.probe import Mask
 
 if TYPE_CHECKING:
@@ -37,19 +38,19 @@ def walk(
         RuntimeError: the kernels are not available.
     """
     on = native._library()
-    packed, count = native._packed(terms), len(terms)
-    read = [(c, kept[t.seed]) for c, t in zip(packed, terms, strict=True) if kept and t.a != 0.0]
+    told, count = packed(terms), len(terms)
+    read = [(c, kept[t.seed]) for c, t in zip(told, terms, strict=True) if kept and t.a != 0.0]
     code, mask, sweep = native._KINDS[kind], byref(Mask()), on.lib.zo_sweep
     for weight, pid in zip(weights, pids, strict=True):
-        at, size, dtype = native._pointer("weight", weight), weight.numel(), weight.dtype
-        number = native._DTYPES[dtype]
+        at, size, dtype = address("weight", weight), weight.numel(), weight.dtype
+        number = DTYPES[dtype]
         for term, z in read:
-            term.z = native._pointer("kept", z[pid], torch.float32, size)
+            term.z = address("kept", z[pid], torch.float32, size)
         if size < native.PARALLEL_FROM:
-            sweep(code, number, at, mask, 0, size, 0, pid, packed, count, on.levels)
+            sweep(code, number, at, mask, 0, size, 0, pid, told, count, on.levels)
             continue
 
         def run(begin: int, end: int, at: int = at, number: int = number, pid: int = pid) -> None:
-            sweep(code, number, at, mask, begin, end, 0, pid, packed, count, on.levels)
+            sweep(code, number, at, mask, begin, end, 0, pid, told, count, on.levels)
 
         native._split(size, run)

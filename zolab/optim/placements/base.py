@@ -146,5 +146,5 @@ def apply_now(engine: Engine, rule: Rule, update: Update) -> None:
 def apply_to(engine: Engine, rule: Rule, info: ParamInfo, update: Update) -> None:
     """The same for one parameter."""
     stochastic = half_precision(info.data)
-    mask = engine.mask_of(info) if rule.stateful else engine.choice_of(info)
+    mask = engine.mask_of(info) if rule.alone else engine.choice_of(info, state=rule.stateful)
     rule.apply_(engine, info, engine.scaled(update, info), mask, stochastic)

@@ -12,6 +12,7 @@ from zolab.optim import fast
 from zolab.optim.backend import Term
 from zolab.optim.engine import Engine, Update, half_precision
 from zolab.optim.masks import Dense
+from zolab.optim.moments import Step, has_state
 from zolab.optim.noise import root_mean_square, rounding_unit
 from zolab.optim.parameters import ParamInfo
 from zolab.optim.placements.base import Closure, Placement, Probe
@@ -114,7 +115,7 @@ class InPlace(Placement):
             step = Term(to.scale * to.eps[info.group], to.seed)
             self.engine.resweep(info, self._terms_back(info), [step])
 
-    def _terms(self, info: ParamInfo, to: _Stand) -> list[Term]:
+    def _terms(self, info: ParamInfo, to: _Stand) -> list[Term | Step]:
         """From where a parameter stands to `to`, under one mask."""
         at, eps = self._stand, to.eps[info.group]
         if self._open and at is not None and at.seed == to.seed:
@@ -127,22 +128,22 @@ class InPlace(Placement):
                 self.engine.sweep_held(info, self._terms_back(info))
         self._stand = self._update = None
 
-    def _terms_back(self, info: ParamInfo) -> list[Term]:
+    def _terms_back(self, info: ParamInfo) -> list[Term | Step]:
         """The way back and the update that waits; one that is no list of terms is applied here."""
         engine, rule, update = self.engine, self.rule, self._update
-        terms: list[Term] = []
+        terms: list[Term | Step] = []
         if self._stand is not None:
             at = self._stand
             terms.append(Term(-at.scale * at.eps[info.group], at.seed))
-        if update is not None and rule.stateful:
+        if update is not None and rule.alone:
             mask = engine.mask_of(info)
             engine.sweep(info, terms, mask)
             fast.settle()
             rule.apply_(engine, info, engine.scaled(update, info), mask, stochastic=False)
             terms = []
         elif update is not None:
-            update = engine.scaled(update, info)
-            terms = _merge(terms + rule.terms(update, info.group, stochastic=False))
+            moves = rule.moves(engine, info, engine.scaled(update, info), stochastic=False)
+            terms = _merge(terms + moves)
         return terms
 
 
@@ -167,8 +168,11 @@ class _Stand:
     eps: tuple[float, ...]
 
 
-def _merge(terms: list[Term]) -> list[Term]:
+def _merge(terms: list[Term | Step]) -> list[Term | Step]:
     """Fold a way back and an update along the same z into one term, so that it is rounded once."""
-    if len(terms) > 1 and terms[0].seed == terms[1].seed and terms[1].scale == 1.0:
-        return [Term(terms[0].a + terms[1].a, terms[0].seed), *terms[2:]]
+    if len(terms) < 2 or has_state(terms):
+        return terms
+    back, move = terms[0], terms[1]
+    if back.seed == move.seed and move.scale == 1.0:
+        return [Term(back.a + move.a, back.seed), *terms[2:]]
     return terms

@@ -7,10 +7,11 @@ import math
 import torch
 from torch import Tensor
 
-from zolab.optim.backend import Term, apply_term_
+from zolab.optim.backend import Term
 from zolab.optim.engine import Engine, Update
+from zolab.optim.moments import Divisor, Look, Step
 from zolab.optim.parameters import ParamInfo
-from zolab.optim.rules.gradient import Chunk, chunks, gradient, wide_dtype
+from zolab.optim.rules.gradient import kept, probes
 from zolab.optim.rules.history import Replayable
 
 FORMS = ("torch", "transformers")
@@ -58,71 +59,55 @@ class Adam(Replayable):
         super().__init__(history, window, max(beta1, beta2))
         self.per_weight = 2 if self._past is None else 0
         self.buffers = 1 if self._past is None else 3
-        self._moments: dict[str, tuple[Tensor, Tensor]] = {}
+        self._m: dict[str, Tensor] = {}
+        self._v: dict[str, Tensor] = {}
         self._count: dict[str, int] = {}
 
-    def apply_(
-        self, engine: Engine, info: ParamInfo, update: Update, mask: Tensor | bool, stochastic: bool
-    ) -> None:
+    def moves(
+        self, engine: Engine, info: ParamInfo, update: Update, stochastic: bool
+    ) -> list[Term | Step]:
         if self._past is None:
             count = self._count[info.name] = self._count.get(info.name, 0) + 1
         else:
             count = len(self._past)
-        bias1, bias2 = 1.0 - self.beta1**count, 1.0 - self.beta2**count
+        if engine.stands_still(info):
+            return []
         lr, seed = update.lr[info.group], update.seeds[0]
         decay = 1.0 - lr * update.weight_decay[info.group]
+        bias1, root2 = 1.0 - self.beta1**count, math.sqrt(1.0 - self.beta2**count)
         if self.form == "torch":
-            terms = [Term(-lr / bias1, seed, decay, stochastic)]
-        else:
-            step = Term(-lr * math.sqrt(bias2) / bias1, seed, 1.0, stochastic)
-            terms = [step, Term(0.0, seed, decay, stochastic)]
-        for chunk in chunks(info, mask):
-            m, v = self._now(engine, info, update, chunk)
-            root = v.sqrt()
-            if self.form == "torch":
-                root.div_(math.sqrt(bias2))
-            move = m / root.add_(self.adam_eps)
-            for term in terms:
-                apply_term_(chunk.weight, move, term, info.pid, chunk.start, chunk.mask)
+            # By a product: plain torch divides by a scalar in another way on CUDA than on the CPU.
+            divisor = Divisor(root=True, times=1.0 / root2, plus=self.adam_eps)
+            return [self._step(info, Term(-lr / bias1, seed, decay, stochastic), divisor, update)]
+        move = Term(-lr * root2 / bias1, seed, 1.0, stochastic)
+        step = self._step(info, move, Divisor(root=True, plus=self.adam_eps), update)
+        return [step, Term(0.0, seed, decay, stochastic)]
 
-    def _now(
-        self, engine: Engine, info: ParamInfo, update: Update, chunk: Chunk
-    ) -> tuple[Tensor, Tensor]:
-        """Both moments of one chunk after this step."""
-        if self._past is not None:
-            return self._made_anew(engine, info, chunk)
-        if info.name not in self._moments:
-            flat = info.data.view(-1)
-            m, v = (torch.zeros_like(flat, dtype=wide_dtype(info)) for _ in range(2))
-            self._moments[info.name] = (m, v)
-        part = slice(chunk.start, chunk.start + len(chunk.weight))
-        m, v = (moment[part] for moment in self._moments[info.name])
-        g = gradient(engine, info, update, chunk)
-        m.lerp_(g, 1.0 - self.beta1)
-        v.mul_(self.beta2).addcmul_(g, g, value=1.0 - self.beta2)
-        return m, v
-
-    def _made_anew(self, engine: Engine, info: ParamInfo, chunk: Chunk) -> tuple[Tensor, Tensor]:
-        m, v = (torch.zeros_like(chunk.weight, dtype=wide_dtype(info)) for _ in range(2))
+    def _step(self, info: ParamInfo, then: Term, divisor: Divisor, update: Update) -> Step:
         share1, share2 = 1.0 - self.beta1, 1.0 - self.beta2
+        if self._past is None:
+            m, v = kept(self._m, info), kept(self._v, info)
+            now = probes(update, info.group)
+            look = Look(now, first=(self.beta1, share1), second=(self.beta2, share2))
+            return Step((look,), then, m, v, divisor)
+        looks = []
         for past in self._past:
-            g = gradient(engine, info, past, chunk)
-            m.add_(g, alpha=share1)
-            v.addcmul_(g, g, value=share2)
+            looks.append(Look(probes(past, info.group), (1.0, share1), (1.0, share2)))
             share1, share2 = share1 * self.beta1, share2 * self.beta2
-        return m, v
+        return Step(tuple(looks), then, divisor=divisor)
 
     def shift(self, name: str, device: torch.device) -> None:
-        if name in self._moments:
-            m, v = self._moments[name]
-            self._moments[name] = (m.to(device), v.to(device))
+        for store in (self._m, self._v):
+            if name in store:
+                store[name] = store[name].to(device)
 
     def state(self) -> dict[str, Tensor]:
         if self._past is not None:
             return self._past.state()
         out = {}
-        for name, (m, v) in self._moments.items():
-            out |= {f"m.{name}": m, f"v.{name}": v, f"t.{name}": torch.tensor(self._count[name])}
+        for name, m in self._m.items():
+            count = torch.tensor(self._count[name])
+            out |= {f"m.{name}": m, f"v.{name}": self._v[name], f"t.{name}": count}
         return out
 
     def load_state(self, state: dict[str, Tensor]) -> None:
@@ -130,5 +115,6 @@ class Adam(Replayable):
             self._past.load_state(state)
             return
         names = [key[2:] for key in state if key.startswith("m.")]
-        self._moments = {name: (state[f"m.{name}"], state[f"v.{name}"]) for name in names}
+        self._m = {name: state[f"m.{name}"] for name in names}
+        self._v = {name: state[f"v.{name}"] for name in names}
         self._count = {name: int(state[f"t.{name}"]) for name in names}

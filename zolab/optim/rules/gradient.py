@@ -1,4 +1,4 @@
-"""The gradient estimate written out, chunk by chunk, for the rules that need it so."""
+"""The gradient estimate of a step, as what moments look at, and as written out chunk by chunk."""
 
 from __future__ import annotations
 
@@ -8,9 +8,29 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from zolab.optim.backend import CHUNK
+from zolab.optim.backend import CHUNK, Term
 from zolab.optim.engine import Engine, Update
+from zolab.optim.moments import wide_dtype
 from zolab.optim.parameters import ParamInfo
+
+
+def probes(update: Update, group: int) -> tuple[tuple[float, int], ...]:
+    """g = sum over the probes of c_j z_j / n, as (c_j / n, seed) pairs for one parameter group."""
+    return tuple(zip(update.coefficients(group), update.seeds, strict=True))
+
+
+def descent(update: Update, group: int, stochastic: bool) -> Term:
+    """w <- (1 - ηλ) w - η move for one parameter group, rounded by the words of the first probe."""
+    lr = update.lr[group]
+    return Term(-lr, update.seeds[0], 1.0 - lr * update.weight_decay[group], stochastic)
+
+
+def kept(store: dict[str, Tensor], info: ParamInfo) -> Tensor:
+    """A moment of a parameter: flat, zeros when it is first asked for."""
+    if info.name not in store:
+        flat = info.data.view(-1)
+        store[info.name] = torch.zeros_like(flat, dtype=wide_dtype(flat))
+    return store[info.name]
 
 
 @dataclass(frozen=True)
@@ -39,17 +59,13 @@ def chunks(info: ParamInfo, mask: Tensor | bool) -> Iterator[Chunk]:
         yield Chunk(start, weight[part], None if chosen is None else chosen[part])
 
 
-def wide_dtype(info: ParamInfo) -> torch.dtype:
-    """Dtype of moments: float64 for float64 weights, float32 for all others."""
-    return torch.float64 if info.data.dtype == torch.float64 else torch.float32
-
-
 def gradient(engine: Engine, info: ParamInfo, update: Update, chunk: Chunk) -> Tensor:
-    """g = sum over the probes of c_j z_j / n on one chunk, 0 where masked: (n,), wide dtype."""
+    """g on one chunk, 0 where masked: (n,), float64 for float64 weights, else float32."""
     count, device = len(chunk.weight), chunk.weight.device
     total: Tensor | None = None
-    for c, seed in zip(update.coefficients(info.group), update.seeds, strict=True):
+    for c, seed in probes(update, info.group):
         z = engine.source.z(info.pid, seed, chunk.start, count, device)
-        term = z.to(wide_dtype(info)) * c
+        term = z.to(wide_dtype(chunk.weight)) * c
         total = term if total is None else total.add_(term)
+    assert total is not None
     return total if chunk.mask is None else total.masked_fill_(~chunk.mask, 0.0)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from zolab.optim.backend import CHUNK, Term, apply_term_
+from zolab.optim import fast
+from zolab.optim.backend import Term
 from zolab.optim.engine import Engine, Update
+from zolab.optim.moments import Divisor, Look, Step
 from zolab.optim.parameters import ParamInfo
+from zolab.optim.rules.gradient import descent, kept, probes
 from zolab.optim.rules.sgd import Rule
 
 CLIPS = ("quantile", "constant")
@@ -99,33 +103,23 @@ class Helene(Rule):
             return 1.0
         return self.beta1 + (1.0 - self.beta1) * math.exp(-step / self.anneal_steps)
 
-    def apply_(
-        self, engine: Engine, info: ParamInfo, update: Update, mask: Tensor | bool, stochastic: bool
-    ) -> None:
-        if mask is False:
-            return
-        weight = info.data.view(-1)
-        keep = mask.view(-1) if isinstance(mask, Tensor) else None
-        m = self._held(self._m, info.name, weight) if self.momentum else None
-        h = self._held(self._h, info.name, weight) if self.hessian else None
-        look = h is not None and (update.step - 1) % self.hessian_every == 0
-        if look:
-            weigh = (1.0 - self.beta2) * self.batch_factor
-            for part in _chunks(weight):
-                g = _estimate(engine, info, update, weight, part, keep)
-                h[part] = h[part] * self.beta2 + g * g * weigh
-            self._bound(info.name, h, update.step)
+    def moves(
+        self, engine: Engine, info: ParamInfo, update: Update, stochastic: bool
+    ) -> list[Term | Step]:
+        if engine.stands_still(info):
+            return []
+        m = kept(self._m, info) if self.momentum else None
+        h = kept(self._h, info) if self.hessian else None
+        look = Look(probes(update, info.group), (self.beta1, self.alpha(update.step)))
+        if h is not None and (update.step - 1) % self.hessian_every == 0:
+            seen = replace(look, second=(self.beta2, (1.0 - self.beta2) * self.batch_factor))
+            if not self._set_bound(engine, info, update.step, seen):
+                look = seen
         floor = self._floor.get(info.name) if self.layer_clip else 0.0
-        lr, alpha = update.lr[info.group], self.alpha(update.step)
-        move = Term(-lr, update.seeds[0], 1.0 - lr * update.weight_decay[info.group], stochastic)
-        for part in _chunks(weight):
-            g = _estimate(engine, info, update, weight, part, keep).mul_(alpha)
-            if m is not None:
-                g = m[part].mul_(self.beta1).add_(g).clone()
-            if h is not None and floor is not None:
-                g /= h[part].clamp(min=floor).mul_(self.gamma).add_(self.damping)
-            chosen = None if keep is None else keep[part]
-            apply_term_(weight[part], g, move, info.pid, part.start, chosen)
+        divisor = None
+        if h is not None and floor is not None:
+            divisor = Divisor(floor, times=self.gamma, plus=self.damping)
+        return [Step((look,), descent(update, info.group, stochastic), m, h, divisor)]
 
     def spread(self, low: float = 0.05, high: float = 0.95) -> dict[str, tuple[float, float]]:
         """Two quantiles of h by parameter, over the coordinates it has seen; a diagnostic."""
@@ -151,44 +145,24 @@ class Helene(Rule):
             else:
                 (self._m if kind == "m" else self._h)[name] = value
 
-    def _bound(self, name: str, h: Tensor, step: int) -> None:
-        """λ_i after h has changed."""
+    def _set_bound(self, engine: Engine, info: ParamInfo, step: int, look: Look) -> bool:
+        """λ_i once h has changed; True if h has been changed for that, which takes all of it."""
+        name = info.name
         if not self.layer_clip:
-            return
+            return False
         if self.clip == "constant":
             self._floor[name] = self.clip_value
-        elif step > self.warmup_steps and name not in self._floor:
-            seen = h[h > 0]
-            if len(seen):
-                self._floor[name] = _quantile(seen, self.clip_value)
-
-    @staticmethod
-    def _held(store: dict[str, Tensor], name: str, weight: Tensor) -> Tensor:
-        if name not in store:
-            wide = torch.float64 if weight.dtype == torch.float64 else torch.float32
-            store[name] = torch.zeros_like(weight, dtype=wide)
-        return store[name]
-
-
-def _chunks(weight: Tensor) -> list[slice]:
-    return [slice(i, min(i + CHUNK, len(weight))) for i in range(0, len(weight), CHUNK)]
-
-
-def _estimate(
-    engine: Engine,
-    info: ParamInfo,
-    update: Update,
-    weight: Tensor,
-    part: slice,
-    keep: Tensor | None,
-) -> Tensor:
-    """g of some elements of a parameter, 0 where the mask says no; float32, float64 for float64."""
-    wide = torch.float64 if weight.dtype == torch.float64 else torch.float32
-    g = torch.zeros(part.stop - part.start, dtype=wide, device=weight.device)
-    for c, seed in zip(update.coefficients(info.group), update.seeds, strict=True):
-        z = engine.source.z(info.pid, seed, part.start, len(g), weight.device)
-        g.add_(z.to(wide) * c)
-    return g if keep is None else g.masked_fill_(~keep[part], 0.0)
+            return False
+        if step <= self.warmup_steps or name in self._floor:
+            return False
+        h = self._h[name]
+        idle = Term(0.0, look.probes[0][1])
+        engine.sweep_held(info, [Step((replace(look, first=None),), idle, second=h)])
+        fast.settle()
+        seen = h[h > 0]
+        if len(seen):
+            self._floor[name] = _quantile(seen, self.clip_value)
+        return True
 
 
 def _quantile(values: Tensor, q: float) -> float:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from zolab.optim.backend import Term, apply_term_
+from zolab.optim.backend import Term
 from zolab.optim.engine import Engine, Update
+from zolab.optim.moments import Look, Step
 from zolab.optim.parameters import ParamInfo
-from zolab.optim.rules.gradient import chunks, gradient, wide_dtype
+from zolab.optim.rules.gradient import descent, kept, probes
 from zolab.optim.rules.history import Replayable
 
 
@@ -48,20 +49,15 @@ class Momentum(Replayable):
             share *= self.beta
         return [term for term in out if term.a != 0.0 or term.scale != 1.0]
 
-    def apply_(
-        self, engine: Engine, info: ParamInfo, update: Update, mask: Tensor | bool, stochastic: bool
-    ) -> None:
+    def moves(
+        self, engine: Engine, info: ParamInfo, update: Update, stochastic: bool
+    ) -> list[Term | Step]:
         if self._past is not None:
-            super().apply_(engine, info, update, mask, stochastic)
-            return
-        lr = update.lr[info.group]
-        move = Term(-lr, update.seeds[0], 1.0 - lr * update.weight_decay[info.group], stochastic)
-        for chunk in chunks(info, mask):
-            if info.name not in self._m:
-                self._m[info.name] = torch.zeros_like(info.data.view(-1), dtype=wide_dtype(info))
-            m = self._m[info.name][chunk.start : chunk.start + len(chunk.weight)]
-            m.mul_(self.beta).add_(gradient(engine, info, update, chunk))
-            apply_term_(chunk.weight, m, move, info.pid, chunk.start, chunk.mask)
+            return super().moves(engine, info, update, stochastic)
+        if engine.stands_still(info):
+            return []
+        look = Look(probes(update, info.group), first=(self.beta, 1.0))
+        return [Step((look,), descent(update, info.group, stochastic), first=kept(self._m, info))]
 
     def shift(self, name: str, device: torch.device) -> None:
         if name in self._m:

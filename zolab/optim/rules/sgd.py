@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from zolab.optim.backend import Limit, Term
+from zolab.optim.bits import Places
 from zolab.optim.directions import Direction
 from zolab.optim.engine import Engine, Update
 from zolab.optim.masks import Dense
+from zolab.optim.moments import Step
 from zolab.optim.parameters import ParamInfo
 
 
@@ -16,32 +20,45 @@ class Rule:
     """Base of the rules.
 
     Attributes:
-        stateful: True when the rule keeps tensors per parameter; then `apply_` does the update
-            and `terms` is not used.
+        stateful: True when what a sweep is to do differs from parameter to parameter: `moves` says
+            it, and `terms` is not used.
+        alone: True when an update is nothing that a sweep can do and `apply_` does it by itself;
+            so it is with every class that has its own.
         reach: how many steps' noise an update needs.
         per_weight: float32 numbers kept per weight (float64 for such weights).
         buffers: chunks of such numbers that an update holds at once, beside z and the step.
     """
 
     stateful = False
+    alone = False
     reach = 1
     per_weight = 0
     buffers = 0
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        cls.alone = cls.alone or "apply_" in vars(cls)
+
     def terms(self, update: Update, group: int, stochastic: bool) -> list[Term]:
         """The update as terms of a sweep, for one parameter group."""
         raise NotImplementedError
+
+    def moves(
+        self, engine: Engine, info: ParamInfo, update: Update, stochastic: bool
+    ) -> list[Term | Step]:
+        """The update of one parameter as part of a sweep; called once, and then it is made."""
+        return list(self.terms(update, info.group, stochastic))
 
     def apply_(
         self,
         engine: Engine,
         info: ParamInfo,
         update: Update,
-        mask: Tensor | Limit | bool,
+        mask: Tensor | Places | Limit | bool,
         stochastic: bool,
     ) -> None:
-        """Update one parameter in place; its weights are clean. Limits only if not `stateful`."""
-        engine.sweep(info, self.terms(update, info.group, stochastic), mask)
+        """Update one parameter in place; its weights are clean. A tensor or bool if `alone`."""
+        engine.sweep(info, self.moves(engine, info, update, stochastic), mask)
 
     def check(self, direction: Direction) -> None:
         """Refuse a direction that the rule cannot work with; ValueError with the reason."""

@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from torch import Tensor
-
-from zolab.optim.backend import Term, apply_term_
+from zolab.optim.backend import Term
 from zolab.optim.engine import Engine, Update
+from zolab.optim.moments import Look, Step
 from zolab.optim.parameters import ParamInfo
-from zolab.optim.rules.gradient import chunks, gradient
+from zolab.optim.rules.gradient import descent, probes
 from zolab.optim.rules.sgd import Rule, Sgd
 
 OF = ("scalar", "element")
@@ -36,17 +35,13 @@ class Sign(Rule):
     def terms(self, update: Update, group: int, stochastic: bool) -> list[Term]:
         return self._sgd.terms(scalar_sign(update), group, stochastic)
 
-    def apply_(
-        self, engine: Engine, info: ParamInfo, update: Update, mask: Tensor | bool, stochastic: bool
-    ) -> None:
+    def moves(
+        self, engine: Engine, info: ParamInfo, update: Update, stochastic: bool
+    ) -> list[Term | Step]:
         if self.of == "scalar":
-            super().apply_(engine, info, update, mask, stochastic)
-            return
-        lr = update.lr[info.group]
-        move = Term(-lr, update.seeds[0], 1.0 - lr * update.weight_decay[info.group], stochastic)
-        for chunk in chunks(info, mask):
-            g = gradient(engine, info, update, chunk).sign_()
-            apply_term_(chunk.weight, g, move, info.pid, chunk.start, chunk.mask)
+            return super().moves(engine, info, update, stochastic)
+        look = Look(probes(update, info.group), first=(0.0, 1.0))
+        return [Step((look,), descent(update, info.group, stochastic), sign=True)]
 
 
 def scalar_sign(update: Update) -> Update:

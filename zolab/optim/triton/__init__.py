@@ -37,6 +37,9 @@ READS_KEPT: frozenset[str] = frozenset()
 #: Masks are held as bytes or bits.
 READS_PLACES = False
 
+#: Weights whose updates may be steps with moments.
+STEPS: frozenset[torch.dtype] = frozenset()
+
 _LOG = logging.getLogger(__name__)
 _KINDS = {"gauss": 0, "gauss8": 1, "rademacher": 2}
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)

@@ -5,8 +5,6 @@ All give the same bits, so the choice is made tensor by tensor and nothing else 
 
 from __future__ import annotations
 
-import functools
-import logging
 from types import ModuleType
 
 import torch
@@ -14,8 +12,6 @@ from torch import Tensor
 
 from zolab.optim import native, triton
 from zolab.optim.triton import settle, together
-
-_LOG = logging.getLogger(__name__)
 
 __all__ = ["handles", "kernels", "makes", "name", "settle", "together"]
 
@@ -29,17 +25,9 @@ def kernels(kind: str | None, tensor: Tensor, state: bool = False) -> ModuleType
         state: whether a sweep has steps with moments (`moments.Step`) among its terms.
     """
     on = triton if triton.takes(tensor.device) or tensor.device.type == "cuda" else native
-    if not on.handles(kind, tensor):
-        return None
-    if state and tensor.dtype not in on.STEPS:
-        _tell_once(on.NAME, tensor.dtype)
+    if not on.handles(kind, tensor) or (state and not on.takes_steps(kind, tensor)):
         return None
     return on
-
-
-@functools.cache
-def _tell_once(name: str, dtype: torch.dtype) -> None:
-    _LOG.warning("%s kernels: updates of %s weights by moments go by plain torch", name, dtype)
 
 
 def handles(kind: str | None, tensor: Tensor, state: bool = False) -> bool:

@@ -78,6 +78,14 @@ def has_state(terms: Sequence[Term | Step]) -> bool:
     return any(isinstance(term, Step) for term in terms)
 
 
+def moments_of(terms: Sequence[Term | Step]) -> tuple[Tensor | None, Tensor | None]:
+    """m and v of the one step among some terms; ValueError if there are several."""
+    steps = [term for term in terms if isinstance(term, Step)]
+    if len(steps) > 1:
+        raise ValueError(f"{len(steps)} steps with moments in a sweep: expected at most one")
+    return (steps[0].first, steps[0].second) if steps else (None, None)
+
+
 def seeds_of(terms: Sequence[Term | Step]) -> list[int]:
     """Seeds of all z that some terms read, each once, in order."""
     out: dict[int, None] = {}
@@ -111,9 +119,10 @@ def moved(
         mask: bool (n,) or None.
     """
     wide, here = wide_dtype(part), slice(start, start + len(part))
+    uses_v = step.divisor is not None or any(look.second for look in step.looks)
     m, v = (
-        torch.zeros_like(part, dtype=wide) if kept is None else kept[here]
-        for kept in (step.first, step.second)
+        part.new_zeros(len(part) * used, dtype=wide) if kept is None else kept[here]
+        for kept, used in ((step.first, True), (step.second, uses_v))
     )
     for look in step.looks:
         g: Tensor | None = None

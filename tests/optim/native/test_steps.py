@@ -37,7 +37,6 @@ from zolab.optim import (
     TwoSided,
     backend,
     engine,
-    fast,
     native,
 )
 from zolab.optim.backend import Limit, Term
@@ -188,7 +187,7 @@ def test_training_gives_the_bits_of_plain_torch(rule: str, mask: str, monkeypatc
 
 
 def test_wide_weights_go_by_plain_torch_and_that_is_told_once(caplog) -> None:
-    fast._tell_once.cache_clear()
+    native._tell_of_steps_once.cache_clear()
     weight = weights(300, torch.float64)
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
@@ -199,7 +198,7 @@ def test_wide_weights_go_by_plain_torch_and_that_is_told_once(caplog) -> None:
                 lambda w, terms: backend.sweep_(w, PID, terms, Gaussian()),
             )
     assert [record.message for record in caplog.records] == [
-        "cpp kernels: updates of torch.float64 weights by moments go by plain torch"
+        "native kernels: updates of torch.float64 weights by moments go by plain torch"
     ]
 
 

@@ -12,7 +12,18 @@ import torch
 
 from tests.optim.native.parts import assert_same_bits
 from tests.optim.small import Net, make, steps
-from zolab.optim import Gaussian, InPlace, Paired, SmallWeights, engine, fast, triton
+from zolab.optim import (
+    Adam,
+    Gaussian,
+    InPlace,
+    Momentum,
+    Paired,
+    Sgd,
+    SmallWeights,
+    engine,
+    fast,
+    triton,
+)
 
 pytest.importorskip("triton", reason="there is no Triton for this platform")
 from zolab.optim.triton import check, launch
@@ -45,9 +56,14 @@ def trained(**parts) -> torch.Tensor:
     return torch.cat([p.detach().view(-1) for p in net.parameters()])
 
 
-@pytest.mark.parametrize("sparsity", [0.0, 0.5])
-@pytest.mark.parametrize("placement", [InPlace, Paired])
-def test_training_gives_the_bits_of_plain_torch(placement, sparsity, monkeypatch) -> None:
+@pytest.mark.parametrize(
+    ("placement", "sparsity", "rule"),
+    [
+        *((InPlace, 0.0, Sgd), (InPlace, 0.5, Sgd), (InPlace, 0.5, Momentum)),
+        *((Paired, 0.0, Sgd), (Paired, 0.5, Sgd), (Paired, 0.0, Adam)),
+    ],
+)
+def test_training_gives_the_bits_of_plain_torch(placement, sparsity, rule, monkeypatch) -> None:
     monkeypatch.setattr(engine, "KEEP_BYTES", 0)  # as for a large model: masks are bits
     mask, launches = SmallWeights(sparsity, vectors="masked"), []
     run = launch.Sweep.launch
@@ -57,15 +73,16 @@ def test_training_gives_the_bits_of_plain_torch(placement, sparsity, monkeypatch
         run(self)
 
     assert fast.name("gauss8", torch.empty(0)) == "triton"
+    assert fast.handles("gauss8", torch.empty(0), state=True)  # compared now, not while counting
     monkeypatch.setattr(launch.Sweep, "launch", counted)
-    found = trained(placement=placement(), mask=mask)
+    found = trained(placement=placement(), mask=mask, rule=rule())
     sweeps = [kernel for kernel in launches if kernel is launch.kernels.sweep]
     # In place two sweeps a step over all parameters, and one to settle; paired one a step.
     assert len(sweeps) == (7 if placement is InPlace else 3)
     monkeypatch.setenv("ZOLAB_TRITON", "0")
     monkeypatch.setenv("ZOLAB_NATIVE", "0")
     assert fast.name("gauss8", torch.empty(0)) == "torch"
-    assert_same_bits(found, trained(placement=placement(), mask=mask))
+    assert_same_bits(found, trained(placement=placement(), mask=mask, rule=rule()))
 
 
 @pytest.mark.usefixtures("_afresh")
@@ -127,6 +144,7 @@ TABLES = {"table": "*i64", "rows": "i32", "terms": "*i32", "levels": "*fp32"}
 SPREAD = {"out": "*fp32", "index": "*i64", "told": "*i64", "levels": "*fp32"}
 for kernel, given, constants in (
     (kernels.sweep, TABLES, {"KIND": 0, "DTYPE": 2, "ALIGNED": True}),
+    (kernels.sweep, TABLES, {"KIND": 1, "DTYPE": 1, "ALIGNED": True, "STEPS": True}),
     (kernels.pair, TABLES, {"KIND": 1, "DTYPE": 1, "ALIGNED": True}),
     (kernels.spread, SPREAD, {"KIND": 2}),
 ):
@@ -160,10 +178,11 @@ def test_the_kernels_compile_for_a_gpu_without_fused_sums(tmp_path) -> None:
 def test_bits_on_a_gpu_are_those_of_the_cpu(tmp_path) -> None:
     code = (
         "import torch\n"
-        "from zolab.optim.triton.check import check\n"
+        "from zolab.optim.triton.check import check, check_steps\n"
         "for kind in ('gauss', 'gauss8', 'rademacher'):\n"
         "    for dtype in (torch.float32, torch.bfloat16, torch.float16):\n"
         "        check(kind, dtype, torch.device('cuda'))\n"
+        "        check_steps(kind, dtype, torch.device('cuda'))\n"
     )
     environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
     done = subprocess.run(

@@ -91,9 +91,21 @@ def handles(kind: str | None, tensor: Tensor) -> bool:
     return known and tensor.is_contiguous() and available()
 
 
+def takes_steps(kind: str, tensor: Tensor) -> bool:
+    """Whether sweeps over a tensor that the kernels handle may have steps with moments."""
+    if tensor.dtype not in STEPS:
+        _tell_of_steps_once(tensor.dtype)
+    return tensor.dtype in STEPS
+
+
 @functools.cache
 def _tell_once(device: str, dtype: torch.dtype) -> None:
     _LOG.warning("native kernels are for CPU weights: %s on %s goes by plain torch", dtype, device)
+
+
+@functools.cache
+def _tell_of_steps_once(dtype: torch.dtype) -> None:
+    _LOG.warning("native kernels: updates of %s weights by moments go by plain torch", dtype)
 
 
 def fill(kind: str, out: Tensor, seed: int, pid: int, offset: int = 0, stream: int = 0) -> None:

@@ -90,7 +90,8 @@ class Offload(Paired):
         # Old updates may wait only where they are functions of their seeds and scalars alone.
         self._several = engine.direction.kind is not None and rule.reach == 1
         # Updates that are plain sweeps without a mask can be one sweep.
-        self._fused = type(rule).apply_ is Rule.apply_ and type(engine.mask) is Dense
+        alike = not rule.stateful and not rule.alone and rule.reach == 1
+        self._fused = alike and type(engine.mask) is Dense
         self._by_param = {id(info.param): info for info in engine.infos}
         trained = frozenset(self._by_param)
         blocks = find_blocks(model, trained)

@@ -58,7 +58,7 @@ class Adam(Replayable):
         self.form = form
         super().__init__(history, window, max(beta1, beta2))
         self.per_weight = 2 if self._past is None else 0
-        self.buffers = 1 if self._past is None else 3
+        self.buffers = 2 if self._past is None else 4
         self._m: dict[str, Tensor] = {}
         self._v: dict[str, Tensor] = {}
         self._count: dict[str, int] = {}

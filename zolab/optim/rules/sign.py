@@ -30,6 +30,7 @@ class Sign(Rule):
             raise ValueError(f"rule.of = {of!r}: expected one of {', '.join(OF)}")
         self.of = of
         self.stateful = of == "element"  # the update is then no sum of noises
+        self.buffers = int(self.stateful)
         self._sgd = Sgd()
 
     def terms(self, update: Update, group: int, stochastic: bool) -> list[Term]:

@@ -24,8 +24,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from zolab.optim.moments import moments_of
+
 if TYPE_CHECKING:
     from zolab.optim.backend import Limit, Term
+    from zolab.optim.moments import Step
     from zolab.optim.triton.launch import Job
 
 __all__ = ["fill", "handles", "pair", "rows", "settle", "sweep", "sweep_many", "together"]
@@ -36,9 +39,6 @@ NAME = "triton"
 READS_KEPT: frozenset[str] = frozenset()
 #: Masks are held as bytes or bits.
 READS_PLACES = False
-
-#: Weights whose updates may be steps with moments.
-STEPS: frozenset[torch.dtype] = frozenset()
 
 _LOG = logging.getLogger(__name__)
 _KINDS = {"gauss": 0, "gauss8": 1, "rademacher": 2}
@@ -83,6 +83,12 @@ def handles(kind: str | None, tensor: Tensor) -> bool:
     return _ready(kind, tensor.dtype, tensor.device)
 
 
+def takes_steps(kind: str, tensor: Tensor) -> bool:
+    """Whether sweeps over a tensor that the kernels handle may have steps with moments: compiled
+    and compared by themselves, when they are first asked for."""
+    return _ready(kind, tensor.dtype, tensor.device, steps=True)
+
+
 def fill(kind: str, out: Tensor, seed: int, pid: int, offset: int = 0, stream: int = 0) -> None:
     """`native.fill` on the device of `out`."""
     index = torch.full((1,), offset, dtype=torch.int64, device=out.device)
@@ -100,7 +106,7 @@ def sweep(
     kind: str,
     weight: Tensor,
     pid: int,
-    terms: Sequence[Term],
+    terms: Sequence[Term | Step],
     mask: Tensor | None = None,
     *,
     limit: Limit | None = None,
@@ -115,6 +121,9 @@ def sweep(
     """
     _check("weight", weight, weight.device)
     _check_mask(mask, weight, offset)
+    for moment in moments_of(terms):
+        if moment is not None:
+            _check("moment", moment, weight.device, torch.float32, weight.numel())
     job = _launch().Job(weight, pid, terms, mask, limit, split, offset)
     waiting, place = _waiting.jobs, (kind, weight.data_ptr())
     if waiting is None:
@@ -250,17 +259,18 @@ def _tell_once(what: str) -> None:
 
 
 @functools.cache
-def _ready(kind: str, dtype: torch.dtype, device: torch.device) -> bool:
+def _ready(kind: str, dtype: torch.dtype, device: torch.device, steps: bool = False) -> bool:
     """Compile the kernels of a noise and a dtype and compare their bits with the specification."""
     try:
-        from zolab.optim.triton.check import check
+        from zolab.optim.triton.check import check, check_steps
 
-        check(kind, dtype, device)
+        (check_steps if steps else check)(kind, dtype, device)
     except Exception as error:  # whatever it is, plain torch does the same work
         reason = (f"{error}".splitlines() or [""])[0] or type(error).__name__
+        what = f"updates by moments and {kind}" if steps else kind
         _LOG.warning(
             "triton kernels are off for %s in %s, plain torch is used instead: %s",
-            kind,
+            what,
             dtype,
             reason,
         )

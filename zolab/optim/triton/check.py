@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,7 @@ from zolab.optim import triton
 from zolab.optim.backend import Limit, Term, pair, sweep_
 from zolab.optim.bits import pack_bits
 from zolab.optim.directions import Direction
+from zolab.optim.moments import Divisor, Look, Step
 from zolab.optim.triton.launch import BLOCK, Job
 
 _SEED, _PID = 0x9E3779B97F4A7C15, 7
@@ -72,6 +75,36 @@ def check(kind: str, dtype: torch.dtype, device: torch.device) -> None:
     table = triton.rows(kind, index, 131, _SEED, _PID)
     wanted = source.z(_PID, _SEED, 0, 3 * 131, torch.device("cpu")).view(3, 131)
     _same(f"rows of {kind}", table, wanted[[2, 0]])
+
+
+def check_steps(kind: str, dtype: torch.dtype, device: torch.device) -> None:
+    """Run sweeps with moments; raises as `check` does."""
+    source, size = Defined(kind), BLOCK + 37
+    looks = (
+        Look(((0.5, _SEED), (-0.3, 5)), first=(0.9, 0.7), second=(0.99, 0.2)),
+        Look(((0.2, 5),), first=(0.8, 1.0)),
+    )
+    for sign, root in ((False, True), (False, False), (True, False)):
+        then = Term(-1e-2, _SEED, 0.999, sign)
+        step = Step(looks, then, divisor=Divisor(0.1, root, 0.7, 1e-6), sign=sign)
+        found, expected = (
+            torch.linspace(-0.03, 0.02, size).to(dtype).to(place) for place in (device, "cpu")
+        )
+        kept = [
+            [torch.linspace(begin, 1.0, size).to(place) for begin in (-1.0, 0.0)]
+            for place in (device, "cpu")
+        ]
+        mask = expected > 0
+        for weight, (m, v), where in ((found, kept[0], device), (expected, kept[1], None)):
+            terms = [Term(-1e-3, 5), replace(step, first=m, second=v), Term(1e-3, 9)]
+            if where is None:
+                sweep_(weight, _PID, terms, source, mask)
+            else:
+                triton.sweep_many(kind, [Job(weight, _PID, terms, mask.to(where))])
+        for name, mine, theirs in zip(
+            ("weights", "m", "v"), (found, *kept[0]), (expected, *kept[1]), strict=True
+        ):
+            _same(f"{name} of an update by moments with {kind}", mine, theirs)
 
 
 def _same(name: str, found: Tensor, expected: Tensor) -> None:

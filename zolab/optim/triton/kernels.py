@@ -28,13 +28,16 @@ COUNT = tl.constexpr(10)  # how many it has
 PROGRAM = tl.constexpr(11)  # its first program
 PLUS = tl.constexpr(12)  # addresses of a pair's results
 MINUS = tl.constexpr(13)
-FIELDS = tl.constexpr(14)
+FIRST = tl.constexpr(14)  # addresses of the moments of a step, 0: none is kept
+SECOND = tl.constexpr(15)
+FIELDS = tl.constexpr(16)
 # A term: int32 each.
 A = tl.constexpr(0)  # bits of a float32
 SCALE = tl.constexpr(1)  # bits of a float32
 KEY = tl.constexpr(2)  # two words
 ROUNDED = tl.constexpr(4)  # stochastically
-TERM = tl.constexpr(5)
+STEP = tl.constexpr(5)  # where its step begins, counted from the first term; 0: it has none
+TERM = tl.constexpr(6)
 # Streams of Philox.
 Z = tl.constexpr(0)
 ROUNDING = tl.constexpr(1)
@@ -129,12 +132,104 @@ def _written(w, value, live, first, BLOCK: tl.constexpr, k0, k1, pid, rounded, D
     return tl.where(live != 0, value, w)
 
 
+@triton.jit
+def _direction(
+    z, made, last0, last1, k0, k1, first, pid, levels, KIND: tl.constexpr, BLOCK: tl.constexpr
+):
+    """z of a key, made unless it is that of the last one."""
+    if (made == 0) | (k0 != last0) | (k1 != last1):
+        z = elements(first, BLOCK, k0, k1, pid, tl.full((), Z, tl.int64), levels, KIND)
+    return z
+
+
+# A step: int32 each, its looks behind it, the probes of a look behind that.
+LOOKS = tl.constexpr(0)  # how many
+HOW = tl.constexpr(1)  # the move is m: 0, divided: 1, divided by a root: 2, its sign: 3
+FLOOR = tl.constexpr(2)  # bits of a float32, as all that follow
+TIMES = tl.constexpr(3)
+ADDED = tl.constexpr(4)
+STEP_FIELDS = tl.constexpr(5)
+PROBES = tl.constexpr(0)  # how many
+INTO_FIRST = tl.constexpr(1)
+INTO_SECOND = tl.constexpr(2)
+DECAYS = tl.constexpr(3)  # decay and share of m, then those of v
+LOOK_FIELDS = tl.constexpr(7)
+PROBE_FIELDS = tl.constexpr(3)  # c and two words of key
+
+
+@triton.jit
+def moved(
+    row, step, live, z, made, last0, last1, first, begin, lane, low, high, pid, levels,
+    KIND: tl.constexpr, ALIGNED: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """The move of a tile after its moments took in the estimates, and the z that was made last."""
+    m_address = tl.load(row + FIRST)
+    v_address = tl.load(row + SECOND)
+    m_at = _pointer(m_address, begin, FLOAT32, ALIGNED)
+    v_at = _pointer(v_address, begin, FLOAT32, ALIGNED)
+    m = tl.zeros([BLOCK], tl.float32)
+    v = tl.zeros([BLOCK], tl.float32)
+    if m_address != 0:
+        m = read(m_at, lane, low, high, FLOAT32)
+    if v_address != 0:
+        v = read(v_at, lane, low, high, FLOAT32)
+    look = step + STEP_FIELDS
+    looks = tl.load(step + LOOKS)
+    number = looks - looks
+    while number < looks:
+        probes = tl.load(look + PROBES)
+        g = tl.zeros([BLOCK], tl.float32)
+        probe = probes - probes
+        while probe < probes:
+            at = look + LOOK_FIELDS + probe * PROBE_FIELDS
+            c = tl.load(at).to(tl.float32, bitcast=True)
+            k0 = tl.load(at + 1).to(tl.uint32, bitcast=True)
+            k1 = tl.load(at + 2).to(tl.uint32, bitcast=True)
+            z = _direction(z, made, last0, last1, k0, k1, first, pid, levels, KIND, BLOCK)
+            last0 = k0
+            last1 = k1
+            made = tl.full((), 1, tl.int32)
+            g = tl.where(probe == 0, z * c, z * c + g)
+            probe += 1
+        g = tl.where(live != 0, g, 0.0)
+        if tl.load(look + INTO_SECOND) != 0:
+            decay = tl.load(look + DECAYS + 2).to(tl.float32, bitcast=True)
+            share = tl.load(look + DECAYS + 3).to(tl.float32, bitcast=True)
+            v = v * decay + g * g * share
+        if tl.load(look + INTO_FIRST) != 0:
+            decay = tl.load(look + DECAYS).to(tl.float32, bitcast=True)
+            share = tl.load(look + DECAYS + 1).to(tl.float32, bitcast=True)
+            m = m * decay + g * share
+        look += LOOK_FIELDS + probes * PROBE_FIELDS
+        number += 1
+    if m_address != 0:
+        write(m_at, lane, low, high, m, FLOAT32)
+    if v_address != 0:
+        write(v_at, lane, low, high, v, FLOAT32)
+    how = tl.load(step + HOW)
+    if how == 3:
+        m = tl.where(m > 0.0, 1.0, tl.where(m < 0.0, -1.0, 0.0))
+    elif how != 0:
+        edge = tl.load(step + FLOOR).to(tl.float32, bitcast=True)
+        d = tl.where(v < edge, edge, v)
+        if how == 2:
+            d = tl.sqrt_rn(d)
+        times = tl.load(step + TIMES).to(tl.float32, bitcast=True)
+        plus = tl.load(step + ADDED).to(tl.float32, bitcast=True)
+        m = tl.div_rn(m, d * times + plus)
+    return m, z, made, last0, last1
+
+
 @triton.jit(do_not_specialize=["rows"])
 def sweep(
     table, rows, terms, levels,
     KIND: tl.constexpr, DTYPE: tl.constexpr, ALIGNED: tl.constexpr, BLOCK: tl.constexpr,
+    STEPS: tl.constexpr = False,
 ):  # fmt: skip
-    """Apply each row's terms to its weights, in order, in place."""
+    """Apply each row's terms to its weights, in order, in place.
+
+    Compiled apart for sweeps without a step, which need fewer registers.
+    """
     program = tl.program_id(0).to(tl.int64)
     row = _row_of(table, rows, program)
     first, begin, low, high = _tile(row, program, BLOCK)
@@ -162,16 +257,25 @@ def sweep(
             k0 = tl.load(term + KEY).to(tl.uint32, bitcast=True)
             k1 = tl.load(term + KEY + 1).to(tl.uint32, bitcast=True)
             rounded = tl.load(term + ROUNDED)
+            by_step = tl.full((), 0, tl.int32)
+            move = z
+            if STEPS:
+                by_step = tl.load(term + STEP)
+                if by_step != 0:
+                    move, z, made, last0, last1 = moved(
+                        row, terms + by_step, live, z, made, last0, last1,
+                        first, begin, lane, low, high, pid, levels, KIND, ALIGNED, BLOCK,
+                    )  # fmt: skip
             if scale != 1.0:
                 w = _written(w, w * scale, live, first, BLOCK, k0, k1, pid, rounded, DTYPE)
             if a != 0.0:
-                if (made == 0) | (k0 != last0) | (k1 != last1):
-                    stream = tl.full((), Z, tl.int64)
-                    z = elements(first, BLOCK, k0, k1, pid, stream, levels, KIND)
+                if by_step == 0:
+                    z = _direction(z, made, last0, last1, k0, k1, first, pid, levels, KIND, BLOCK)
                     last0 = k0
                     last1 = k1
                     made = tl.full((), 1, tl.int32)
-                w = _written(w, z * a + w, live, first, BLOCK, k0, k1, pid, rounded, DTYPE)
+                    move = z
+                w = _written(w, move * a + w, live, first, BLOCK, k0, k1, pid, rounded, DTYPE)
         number += 1
     write(at, lane, low, high, w, DTYPE)
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from zolab.optim.moments import Divisor, Step, has_state, moments_of
 from zolab.optim.triton import kernels
 
 if TYPE_CHECKING:
@@ -39,7 +40,8 @@ class Job:
     Attributes:
         weight: contiguous; float32, bfloat16 or float16.
         pid: parameter id.
-        terms: as for `backend.sweep_`; for a pair one term, whose coefficient is eps.
+        terms: as for `backend.sweep_`, at most one of them a step with moments; for a pair one
+            term, whose coefficient is eps.
         mask: bool, or bits as `bits.pack_bits` makes them, or None.
         limit, split: as for `native.sweep`.
         offset: index of the first element of `weight` within its parameter.
@@ -48,7 +50,7 @@ class Job:
 
     weight: Tensor
     pid: int
-    terms: Sequence[Term]
+    terms: Sequence[Term | Step]
     mask: Tensor | None = None
     limit: Limit | None = None
     split: int = 0
@@ -69,13 +71,14 @@ class Job:
             0 if mask is None else mask.data_ptr(), form,
             0 if limit is None else 1 if limit.below else 2, edge, self.split,
             first_term, len(self.terms), first_program,
-            0 if self.plus is None else self.plus.data_ptr(),
-            0 if self.minus is None else self.minus.data_ptr(),
+            *(0 if t is None else t.data_ptr() for t in (self.plus, self.minus)),
+            *(0 if t is None else t.data_ptr() for t in moments_of(self.terms)),
         )  # fmt: skip
 
     def goes_on_with(self, other: Job) -> bool:
         """Whether another sweep of the same memory is this one with more terms."""
         free = self.limit is None and other.limit is None
+        free = free and not (has_state(self.terms) and has_state(other.terms))
         return free and self.mask is other.mask and self.offset == other.offset
 
     def programs(self) -> int:
@@ -85,9 +88,9 @@ class Job:
 
     def aligned(self) -> bool:
         """Whether whole tiles begin at multiples of 16 bytes, for reads and writes in vectors."""
-        size = self.weight.element_size()
-        tensors = [t for t in (self.weight, self.plus, self.minus) if t is not None]
-        return all((t.data_ptr() - self.offset * size) % 16 == 0 for t in tensors)
+        tensors = (self.weight, self.plus, self.minus, *moments_of(self.terms))
+        begins = [t.data_ptr() - self.offset * t.element_size() for t in tensors if t is not None]
+        return all(begin % 16 == 0 for begin in begins)
 
 
 class Sweep:
@@ -105,22 +108,21 @@ class Sweep:
 
     def __init__(self, kind: int, jobs: Sequence[Job], kernel: object) -> None:
         device = jobs[0].weight.device
-        places: dict[tuple[Term, ...], int] = {}  # parameters of a group share their terms
-        terms: list[int] = []
+        places: dict[tuple[Term | Step, ...], int] = {}  # those of a group share their terms
+        every: list[Term | Step] = []
         rows: list[tuple[int, ...]] = []
         self.programs = 0
         for job in jobs:
             key = tuple(job.terms)
             if key not in places:
-                places[key] = len(terms) // kernels.TERM.value
-                for term in key:
-                    terms += _term(term)
+                places[key] = len(every)
+                every += key
             rows.append(job.row(places[key], self.programs))
             self.programs += job.programs()
         self._rows = len(rows)
         self._table = _table(tuple(rows), device)
-        self._terms = torch.tensor(terms or [0], dtype=torch.int32, device=device)
-        count = len(terms) // kernels.TERM.value
+        self._terms = torch.tensor(told(every) or [0], dtype=torch.int32, device=device)
+        count = len(every)
         fields = self._terms[: count * kernels.TERM.value].view(torch.float32)
         self.coefficients = fields.view(count, kernels.TERM.value)[:, :2]
         self._levels = levels(device)
@@ -131,6 +133,8 @@ class Sweep:
             "ALIGNED": all(job.aligned() for job in jobs),
             "BLOCK": BLOCK,
         }
+        if has_state(every):
+            self._constants["STEPS"] = True
 
     def launch(self) -> None:
         """Put it in line on the current stream."""
@@ -188,11 +192,35 @@ def _table(rows: tuple[tuple[int, ...], ...], device: torch.device) -> Tensor:
     return _tables[key]
 
 
-def _term(term: Term) -> list[int]:
-    """Its fields, in the order of `kernels`."""
-    seed = term.seed & _MASK64
-    low, high = struct.unpack("<ii", struct.pack("<Q", seed))
-    return [_bits(term.a), _bits(term.scale), low, high, int(term.stochastic)]
+def told(terms: Sequence[Term | Step]) -> list[int]:
+    """What `kernels` reads of some terms: their fields, then those of their steps."""
+    out, behind = [], []
+    begin = len(terms) * kernels.TERM.value
+    for term in terms:
+        then, step = term, 0
+        if isinstance(term, Step):
+            then, step = term.then, begin + len(behind)
+            behind += _step(term)
+        out += [_bits(then.a), _bits(then.scale), *_key(then.seed), int(then.stochastic), step]
+    return out + behind
+
+
+def _step(step: Step) -> list[int]:
+    by = step.divisor or Divisor()
+    how = 3 if step.sign else 0 if step.divisor is None else 2 if by.root else 1
+    out = [len(step.looks), how, _bits(by.floor), _bits(by.times), _bits(by.plus)]
+    for look in step.looks:
+        out += [len(look.probes), look.first is not None, look.second is not None]
+        numbers = (*(look.first or (1.0, 0.0)), *(look.second or (1.0, 0.0)))
+        out += [_bits(number) for number in numbers]
+        for c, seed in look.probes:
+            out += [_bits(c), *_key(seed)]
+    return out
+
+
+def _key(seed: int) -> tuple[int, int]:
+    """A seed as two signed words, the low one first."""
+    return struct.unpack("<ii", struct.pack("<Q", seed & _MASK64))
 
 
 def _bits(value: float) -> int:

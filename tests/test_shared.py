@@ -129,7 +129,7 @@ def test_a_model_without_a_cache_goes_the_plain_way(kind: type[nn.Module]) -> No
     assert torch.equal(plain, later)
 
 
-def test_evaluation_shares_and_training_does_not() -> None:
+def test_evaluation_shares_each_prompt_alone() -> None:
     model = model_of("llama")
     scorer = CausalScorer(model, pad_id=1)
     found = evaluate(scorer, EXAMPLES, 16)

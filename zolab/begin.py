@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from zolab import compose
 from zolab.checkpoint import Checkpoints
 from zolab.config.contents import contents, file_hash
@@ -38,7 +40,7 @@ from zolab.optim.placements import Paired
 from zolab.optim.selfcheck import SelfCheckError, settle_placement
 from zolab.origin import load_origin, trainable_share
 from zolab.parallel import Ranks, settle_share
-from zolab.prepare import Study, study_of, task_of
+from zolab.prepare import Study, keep_states, study_of, task_of
 from zolab.progress import Progress
 from zolab.tally import Counters, Metrics
 from zolab.tasks.base import fingerprint
@@ -95,6 +97,8 @@ def prepare(
     for line in report(learner):
         progress.say(line)
     _tell_truncated(progress, study)
+    if isinstance(learner, ZerothOrderLearner):
+        keep_states(cell, study, _trained(learner), progress)
     if learner.num_steps:
         progress.say(f"continuing after step {learner.num_steps} (attempt {number})")
     if cell["tracking"]["wandb"]:
@@ -147,6 +151,7 @@ def go_along(folder: Path, ranks: Ranks) -> dict[str, Any]:
             checkpoints, progress, PeakMemory(loaded.model, study.scorer.device),
             start["attempt"], records=records, ranks=ranks,
         )  # fmt: skip
+        keep_states(cell, study, _trained(learner), progress)
         return train(job)
 
 
@@ -169,6 +174,10 @@ def build_learner(cell: dict[str, Any], loaded: LoadedModel, work: Work) -> Lear
         node, model.named_parameters(), seed=cell["seed"], model=model, **parts
     )
     return ZerothOrderLearner(optimizer)
+
+
+def _trained(learner: ZerothOrderLearner) -> list[nn.Parameter]:
+    return [info.param for info in learner.optimizer.infos]
 
 
 def _settle(folder: Path, cell: dict[str, Any], optimizer: ZeroOrder, study: Study) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
+
+from torch import nn
 
 from zolab.config.forms import MASKED, protocol_of
 from zolab.errors import UserError
@@ -22,6 +24,7 @@ from zolab.objectives import (
     Objective,
     Scorer,
 )
+from zolab.progress import Progress
 from zolab.tasks import Example, Task, build_task
 
 #: From the examples of each split and the encoder to what the model is to read.
@@ -102,6 +105,36 @@ def study_of(
             rows = [example.only_label() for example in rows]
         study.splits[split] = _encode(encoder, split, rows)
     return study
+
+
+def keep_states(
+    cell: dict[str, Any], study: Study, trained: Iterable[nn.Parameter], progress: Progress
+) -> None:
+    """Let what never moves pass the rows of train, and of dev if they fit too, only once.
+
+    Raises:
+        UserError: the model has no layers below what trains, or the training rows do not fit.
+    """
+    limit = cell["train"]["keep_lower_gb"]
+    if not limit:
+        return
+    splits = [study.splits["train"], study.splits["dev"]]
+    states, number = study.scorer.keep(trained, splits, limit * 1e9)
+    begin = f"train.keep_lower_gb = {limit:g}: "
+    if not states.start:
+        raise UserError(
+            f"{begin}{type(study.scorer.model).__name__} has no layer below all that trains, or is "
+            "of no family known to hand its rows from layer to layer; set it to 0"
+        )
+    if not number:
+        raise UserError(
+            f"{begin}the {len(splits[0])} training examples need {states.num_wanted / 1e9:.3g}; "
+            "allow as much, or set it to 0"
+        )
+    progress.say(
+        f"kept over epochs: {states.num_bytes / 1e9:.2g} GB of what the lowest {states.start} "
+        f"layers make of {' and '.join(('train', 'dev')[:number])}"
+    )
 
 
 def _metric_objective(name: str, generator: Generator | None) -> Objective:

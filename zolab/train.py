@@ -294,7 +294,7 @@ class _Loop:
         ]
         size = job.settings["micro_batch_size"] or len(examples)
         parts = [examples[i : i + size] for i in range(0, len(examples), size)]
-        batches = [job.scorer.batch(part) for part in parts]
+        batches = [job.scorer.batch(part, trains=True) for part in parts]
         if shared:
             return SharedLoss(job.scorer, batches, job.study.objective, ranks=job.ranks)
         return BatchLoss(job.scorer, batches, job.study.objective)

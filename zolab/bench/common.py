@@ -155,21 +155,23 @@ def random_opt(shape: str, dtype: str, device: torch.device, by: str = "auto") -
     return model
 
 
-def synthetic_batches(
-    count: int, rows: int, tokens: int, vocab: int, device: torch.device
-) -> list[Batch]:
+def synthetic_examples(count: int, rows: int, tokens: int, vocab: int) -> list[list[Encoded]]:
     """Batches of random tokens, full rows; two one-token candidates scored at the last position."""
     generator = torch.Generator().manual_seed(1)
     ids = torch.randint(10, vocab, (count, rows, tokens), generator=generator).tolist()
     candidates = tuple(Candidate(0, (tokens - 1,), (answer,)) for answer in (5, 6))
     return [
-        collate(
-            [Encoded((tuple(row),), candidates, i % 2, False) for i, row in enumerate(batch)],
-            pad_id=1,
-            device=device,
-        )
+        [Encoded((tuple(row),), candidates, i % 2, False) for i, row in enumerate(batch)]
         for batch in ids
     ]
+
+
+def synthetic_batches(
+    count: int, rows: int, tokens: int, vocab: int, device: torch.device
+) -> list[Batch]:
+    """The same as tensors."""
+    examples = synthetic_examples(count, rows, tokens, vocab)
+    return [collate(batch, pad_id=1, device=device) for batch in examples]
 
 
 def tensor_bytes(tensors: Sequence[torch.Tensor]) -> int:

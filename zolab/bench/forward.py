@@ -2,13 +2,16 @@
 
 Ratios above 1 mean that the trick is faster. The plain ways: logits at every position; every batch
 as long as the longest example; two forwards instead of one of the doubled batch; a row of its own
-for each answer, prompt included (`--answers` of 4 tokens, a prompt of 4 times `--tokens`); both
-signs through all layers where only the last one, or the last third, moves (whole steps); torch's
-own linear layers (all others multiply by what `--linear` names).
+for each answer, prompt included (`--answers` of 4 tokens, a prompt of 4 times `--tokens`; whole
+steps: four examples of `--choices`); both signs through all layers where only the last one, or the
+last third, moves (whole steps; `kept`: of later epochs); torch's own linear layers (all others
+multiply by what `--linear` names).
 """
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -18,8 +21,17 @@ from torch import nn
 
 from zolab import optim
 from zolab.bench import common
-from zolab.bench.common import DTYPES, SHAPES, random_opt, spread, synthetic_batches, table
+from zolab.bench.common import (
+    DTYPES,
+    SHAPES,
+    random_opt,
+    spread,
+    synthetic_batches,
+    synthetic_examples,
+    table,
+)
 from zolab.bench.embedded import embedded
+from zolab.models.tuning.subset import Head
 from zolab.objectives import Batch, BatchLoss, CausalScorer
 from zolab.objectives.encode import Candidate, Encoded
 from zolab.optim import linear
@@ -37,6 +49,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--rows", type=int, default=16, help="examples in a batch")
     parser.add_argument("--tokens", type=int, default=64, help="tokens of an example")
     parser.add_argument("--answers", type=int, default=10, help="answers to a shared prompt")
+    parser.add_argument("--choices", type=int, default=4, help="the same, of a training step")
     parser.add_argument("--rounds", type=int, default=9)
     args = parser.parse_args(argv)
     device = common.settle(args)
@@ -50,7 +63,8 @@ def main(argv: list[str] | None = None) -> int:
             batches = synthetic_batches(2, args.rows, args.tokens, vocab, device)
         tricks = _tricks(model, batches, device) | _upper(model, batches[0])
         if args.model != "embedded":
-            tricks |= _answers(model, args, device)
+            examples = synthetic_examples(1, args.rows, args.tokens, model.config.vocab_size)[0]
+            tricks |= _answers(model, args) | _trained_answers(model, args) | _kept(model, examples)
         for name, (plain, trick) in tricks.items():
             ratios = []
             for number in range(args.rounds + 1):
@@ -115,8 +129,8 @@ def _tricks(
     return out
 
 
-def _answers(model: nn.Module, args: Any, device: torch.device) -> dict[str, tuple[Work, Work]]:
-    """Two examples scored over answers of four tokens behind one prompt."""
+def _questions(model: nn.Module, args: Any, count: int, answers: int) -> list[Encoded]:
+    """Examples with answers of four tokens behind one prompt."""
     prompt, answer = min(4 * args.tokens, model.config.max_position_embeddings - 8), 4
     generator = torch.Generator().manual_seed(2)
 
@@ -125,39 +139,93 @@ def _answers(model: nn.Module, args: Any, device: torch.device) -> dict[str, tup
         return tuple(drawn.tolist())
 
     def example() -> Encoded:
-        asked, said = tokens(prompt), [tokens(answer) for _ in range(args.answers)]
+        asked, said = tokens(prompt), [tokens(answer) for _ in range(answers)]
         places = tuple(range(prompt - 1, prompt + answer - 1))
-        answers = tuple(Candidate(i, places, one) for i, one in enumerate(said))
-        return Encoded(tuple(asked + one[:-1] for one in said), answers, 0, False)
+        candidates = tuple(Candidate(i, places, one) for i, one in enumerate(said))
+        return Encoded(tuple(asked + one[:-1] for one in said), candidates, 0, False)
 
+    return [example() for _ in range(count)]
+
+
+def _answers(model: nn.Module, args: Any) -> dict[str, tuple[Work, Work]]:
+    """Two examples scored over their answers."""
     scorer = CausalScorer(model, pad_id=1)
-    examples = [example(), example()]
+    examples = _questions(model, args, 2, args.answers)
     apart, shared = (scorer.batch(examples, share=share) for share in (False, True))
     score = torch.inference_mode()(scorer.scores)
     works = (partial(score, apart), partial(score, shared))
     return {"a prompt once for its answers": works}
 
 
-def _upper(model: nn.Module, batch: Batch) -> dict[str, tuple[Work, Work]]:
-    """Steps in which nothing moves below some layer, by `paired` with and without what it knows."""
+def _trained_answers(model: nn.Module, args: Any) -> dict[str, tuple[Work, Work]]:
+    """Steps on four examples, where sharing their prompts is worth it."""
+    scorer = CausalScorer(model, pad_id=1)
+    examples = _questions(model, args, 4, args.choices)
+    apart, shared = (scorer.batch(examples, trains=trains) for trains in (False, True))
+    out = {}
+    for placement in (optim.InPlace, optim.Paired) if shared.groups else ():
+        both = (
+            partial(_step(model, model.named_parameters(), placement()), BatchLoss(scorer, [batch]))
+            for batch in (apart, shared)
+        )
+        out[f"a prompt once for its answers: a step {placement.name}"] = tuple(both)
+    return out
+
+
+def _step(model: nn.Module, moving: Any, placement: optim.Placement) -> Work:
+    return optim.ZeroOrder(moving, 1e-6, 1e-3, placement=placement, model=model).step
+
+
+def _upper_parts(model: nn.Module) -> dict[str, list[tuple[str, nn.Parameter]]]:
+    """What moves where layers below stand still."""
     blocks = [block.name for block in find_blocks(model)]
     third = blocks[-(len(blocks) // 3 or 1) :]
-    chosen = {"the last layer": blocks[-1:], "the last third of the layers": third}
-    out = {}
-    for what, names in chosen.items():
-        moving = [
+    return {
+        what: [
             (name, p)
             for name, p in model.named_parameters()
             if any(name.startswith(block + ".") for block in names)
         ]
+        for what, names in {
+            "the last layer": blocks[-1:],
+            "the last third of the layers": third,
+        }.items()
+    }
+
+
+def _upper(model: nn.Module, batch: Batch) -> dict[str, tuple[Work, Work]]:
+    """Steps in which nothing moves below some layer, by `paired` with and without what it knows."""
+    out = {}
+    for what, moving in _upper_parts(model).items():
         both = []
         for usable in (False, True):
             placement = optim.Paired()
-            step = optim.ZeroOrder(moving, 1e-6, 1e-3, placement=placement, model=model).step
+            step = _step(model, moving, placement)
             placement.lower.usable = usable
             loss = BatchLoss(CausalScorer(model, pad_id=1), [batch])
             both.append(partial(step, loss))
         out[f"layers below once: {what} moves"] = (both[0], both[1])
+    return out
+
+
+def _kept(model: nn.Module, examples: list[Encoded]) -> dict[str, tuple[Work, Work]]:
+    """The same steps when the examples come again; and those of head tuning."""
+    tuned = copy.deepcopy(model)
+    Head().apply(tuned, 0)
+    head = [(name, p) for name, p in tuned.named_parameters() if p.requires_grad]
+    cases = [(model, what, moving) for what, moving in _upper_parts(model).items()]
+    out = {}
+    for where, what, moving in [*cases, (tuned, "the output layer", head)]:
+        both = []
+        for keep in (False, True):
+            placement = optim.Paired()
+            step = _step(where, moving, placement)
+            placement.lower.usable = False
+            scorer = CausalScorer(where, pad_id=1)
+            if keep:
+                scorer.keep([p for _, p in moving], [examples], math.inf)
+            both.append(partial(step, BatchLoss(scorer, [scorer.batch(examples)])))
+        out[f"layers below kept: {what} moves"] = (both[0], both[1])
     return out
 
 

@@ -233,6 +233,31 @@ def _offload(cell: Cell) -> str | None:
     return None
 
 
+#: Tuning modes that move something in or before the lowest layer.
+_WHOLE = ("full", "bitfit", "prefix", "prompt")
+
+
+def _keep_lower(cell: Cell) -> str | None:
+    limit, kind = cell["train"]["keep_lower_gb"], cell["model"]["tuning"]["kind"]
+    if not limit:
+        return None
+    begin = f"train.keep_lower_gb = {limit:g}: "
+    if kind in _WHOLE:
+        return begin + (
+            f"model.tuning.kind = {kind!r} trains the lowest layer too, so nothing stands still "
+            "below; use head, or lora or tensor_train with targets in upper layers"
+        )
+    target = cell["optimizer"]["_target_"]
+    if target.startswith("zolab.baselines.") or target == "zolab.optim.ForwardGrad":
+        return begin + (
+            f"optimizer {cell['optimizer']['name']} needs derivatives or takes no step, and what "
+            "is kept has none; leave it at 0"
+        )
+    if _target_of(cell, "placement") == "zolab.optim.Offload":
+        return begin + "under placement offload every layer comes and goes; leave it at 0"
+    return None
+
+
 def _online(cell: Cell) -> str | None:
     tracking = cell["tracking"]
     if tracking["mode"] == "online" and not tracking["wandb"]:
@@ -263,6 +288,7 @@ CROSS_CHECKS: tuple[Callable[[Cell], str | None], ...] = (
     _quantile,
     _svrg,
     _offload,
+    _keep_lower,
     *TASK_CHECKS,
     _online,
     _grid,

@@ -129,6 +129,13 @@ class Train:
         since="0.2",
     )
     eval_batch_size: int = option(64, min=1, help="token rows per forward pass of an evaluation")
+    keep_lower_gb: float = option(
+        0.0,
+        min=0,
+        help="GB for what layers below all that trains make of train and dev rows, kept over "
+        "epochs; 0: it is made in every step",
+        since="0.2.0",
+    )
 
 
 @dataclass

@@ -70,7 +70,7 @@ def memory_of(cell: Cell, shape: Shape, tokens: int, context: int | None = None)
         state, gradients = _FIRST_ORDER.get(method, _adam)(optimizer, shape, trained)
         backward = backward_bytes(shape, rows, tokens, product)
         return Need(weights, state * size, gradients * size, max(backward, looked_at))
-    state = _zeroth_order_state(cell, shape, trained, size)
+    state = _zeroth_order_state(cell, shape, trained, size) + int(1e9 * train["keep_lower_gb"])
     forward = forward_bytes(shape, rows, tokens, product)
     if method == "ForwardGrad":
         return Need(weights, state, trained * size, max(2 * forward, looked_at))

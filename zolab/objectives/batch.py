@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from zolab.objectives.encode import Encoded
+from zolab.objectives.encode import Encoded, Row
 from zolab.objectives.shared import Span, spans_of
 
 #: Batches are padded to a multiple of this, so that few shapes occur.
@@ -47,6 +47,8 @@ class Batch:
         num_label_tokens: tokens of the candidates trained on, over all examples.
         prompts: what answers are generated from; None where none are.
         spans: rows of each example, where its prompt is to pass the model once; else empty.
+        groups: the same for a training batch, whose prompts pass together.
+        rows: what is kept of a run's rows is looked up by; empty where nothing is.
     """
 
     input_ids: Tensor
@@ -61,10 +63,17 @@ class Batch:
     num_label_tokens: int
     prompts: Prompts | None = None
     spans: tuple[Span, ...] = ()
+    groups: tuple[Span, ...] = ()
+    rows: tuple[Row, ...] = ()
 
     @property
     def num_examples(self) -> int:
         return len(self.labels)
+
+    @property
+    def num_scored(self) -> tuple[int, ...]:
+        """Rows that the output layer sees of one copy, by forward."""
+        return tuple(group.scored for group in self.groups) or (len(self.select),)
 
 
 def collate(

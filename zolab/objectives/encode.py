@@ -58,6 +58,18 @@ class Encoded:
         return sum(len(row) for row in self.rows)
 
 
+#: A row's tokens and the places in it that are scored.
+Row = tuple[tuple[int, ...], tuple[int, ...]]
+
+
+def rows_of(example: Encoded) -> list[Row]:
+    """The token rows of an example, each with the places in it that are scored."""
+    places: list[set[int]] = [set() for _ in example.rows]
+    for candidate in example.candidates:
+        places[candidate.row].update(candidate.positions)
+    return [(r, tuple(sorted(p))) for r, p in zip(example.rows, places, strict=True)]
+
+
 class Encoder:
     """Turns examples into tokens for a causal model (MeZO, arXiv 2305.17333, appendix E).
 

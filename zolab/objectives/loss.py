@@ -167,7 +167,7 @@ class BatchLoss:
         total = torch.zeros(copies, dtype=torch.float64)
         with torch.inference_mode():
             for batch in self.batches:
-                self._rows = (copies * len(batch.select),)
+                self._rows = tuple(copies * number for number in batch.num_scored)
                 total += self.objective.terms(self.scorer, batch, copies).double().sum(1).cpu()
         self.seconds += time.perf_counter() - begin
         self.woven += self._other() - other
@@ -181,7 +181,7 @@ class BatchLoss:
         begin = time.perf_counter()
         parts = []
         for batch in self.batches:
-            self._rows = (copies * len(batch.select),)
+            self._rows = tuple(copies * number for number in batch.num_scored)
             parts.append(self.objective.terms(self.scorer, batch, copies).double().sum(1))
         self.seconds += time.perf_counter() - begin
         return list((torch.stack(parts).sum(0) / self.weight).unbind())

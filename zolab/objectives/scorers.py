@@ -6,7 +6,8 @@ made in float32 whatever the model's dtype.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -15,7 +16,8 @@ from torch.nn import functional as F
 
 from zolab.errors import UserError
 from zolab.objectives.batch import Batch, collate
-from zolab.objectives.encode import Encoded
+from zolab.objectives.encode import Encoded, rows_of
+from zolab.objectives.kept import KeptStates
 from zolab.objectives.shared import SharedPrompts
 
 
@@ -30,9 +32,11 @@ class Scorer:
 
     Attributes:
         shares: whether a prompt may pass once for several answers, see `batch`.
+        kept: what lower layers make of the run's rows, once `keep` was called.
     """
 
     shares = True
+    kept: KeptStates | None = None
 
     def __init__(
         self,
@@ -53,9 +57,44 @@ class Scorer:
         """Where inputs go; asked each time, since a placement may move the model."""
         return next(self.model.parameters()).device
 
-    def batch(self, encoded: Sequence[Encoded], share: bool = False) -> Batch:
-        """Encoded examples as tensors for this model; `share` as in `collate`."""
-        return collate(encoded, self.pad_id, self.device, self.limit, share and self.shares)
+    def batch(self, encoded: Sequence[Encoded], share: bool = False, trains: bool = False) -> Batch:
+        """Encoded examples as tensors for this model.
+
+        Args:
+            encoded: the examples.
+            share: as in `collate`, for an evaluation.
+            trains: for a training step: prompts with several rows pass together, where that is
+                worth it (`groups_of`).
+        """
+        batch = collate(encoded, self.pad_id, self.device, self.limit, share and self.shares)
+        if self.kept is not None:
+            batch.rows = tuple(row for example in encoded for row in rows_of(example))
+        return batch
+
+    def keep(
+        self,
+        trained: Iterable[nn.Parameter],
+        splits: Sequence[Sequence[Encoded]],
+        limit: float,
+    ) -> tuple[KeptStates, int]:
+        """From now on, let layers that never move pass each row of some splits only once.
+
+        Args:
+            trained: the parameters that move.
+            splits: as `KeptStates.hold` takes them.
+            limit: bytes.
+
+        Returns:
+            What is kept, and of how many splits; of none the model goes the plain way.
+        """
+
+        def forward(input_ids: Tensor, attention_mask: Tensor) -> None:
+            self.forward(torch.zeros_like(input_ids[0]), **self._inputs(input_ids, attention_mask))
+
+        states = KeptStates(self.model, trained, forward, self.limit)
+        number = states.hold(splits, limit)
+        self.kept = states if number else None
+        return states, number
 
     def scores(self, batch: Batch, copies: int = 1) -> Tensor:
         """Mean log-probability of each candidate's tokens.
@@ -79,7 +118,13 @@ class Scorer:
     def _scored(self, batch: Batch, copies: int) -> Tensor:
         """Logits at the scored positions of each copy: (copies * scored, vocabulary)."""
         shift = torch.arange(copies, device=self.device)[:, None] * batch.input_ids.numel()
-        return self.logits((batch.select + shift).view(-1), **self._inputs(batch, copies))
+        rows = (_repeat(t, copies) for t in (batch.input_ids, batch.attention_mask))
+        with self.kept.standing_in(batch) if self._keeps(batch) else nullcontext():
+            return self.logits((batch.select + shift).view(-1), **self._inputs(*rows))
+
+    def _keeps(self, batch: Batch) -> bool:
+        # Not in a graph: what is kept has no derivative.
+        return self.kept is not None and torch.is_inference_mode_enabled() and self.kept.has(batch)
 
     def losses(self, batch: Batch, copies: int = 1) -> Tensor:
         """Cross-entropy over the candidates' scores: float32 (copies, examples), nats."""
@@ -104,7 +149,8 @@ class Scorer:
         )
         try:
             with torch.inference_mode():
-                self.logits(batch.select[batch.entry[entries]], **self._inputs(batch, 1))
+                rows = batch.input_ids, batch.attention_mask
+                self.logits(batch.select[batch.entry[entries]], **self._inputs(*rows))
         finally:
             hook.remove()
         return read[-1]
@@ -134,7 +180,7 @@ class Scorer:
         finally:
             self._select = None
 
-    def _inputs(self, batch: Batch, copies: int) -> dict[str, Any]:
+    def _inputs(self, input_ids: Tensor, attention_mask: Tensor) -> dict[str, Any]:
         raise NotImplementedError
 
     def _take_scored(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -153,28 +199,35 @@ class CausalScorer(Scorer):
 
     def __init__(self, model: nn.Module, *args: Any, **options: Any) -> None:
         super().__init__(model, *args, **options)
-        self.shared = SharedPrompts(self.forward, getattr(model, "config", None))
+        self.shared = SharedPrompts(self.forward, model)
+
+    def batch(self, encoded: Sequence[Encoded], share: bool = False, trains: bool = False) -> Batch:
+        batch = super().batch(encoded, share, trains)
+        if trains and self.shares:
+            batch.groups = self.shared.groups(encoded, batch.input_ids.shape[1])
+        return batch
 
     def _scored(self, batch: Batch, copies: int) -> Tensor:
         def plain() -> Tensor:
             return super(CausalScorer, self)._scored(batch, copies)
 
+        if self._keeps(batch):
+            return plain()
+        if batch.groups and torch.is_inference_mode_enabled():  # no cache in a graph
+            return self.shared.shared(batch.input_ids, batch.select, batch.groups, copies)
         if copies > 1 or not batch.spans:
             return plain()
         return self.shared.logits(batch.input_ids, batch.select, batch.spans, plain)
 
-    def _inputs(self, batch: Batch, copies: int) -> dict[str, Any]:
-        return {"input_ids": _repeat(batch.input_ids, copies), "use_cache": False}
+    def _inputs(self, input_ids: Tensor, attention_mask: Tensor) -> dict[str, Any]:
+        return {"input_ids": input_ids, "use_cache": False}
 
 
 class MaskedScorer(Scorer):
     """Candidates stand where the mask is; padding is hidden by an attention mask."""
 
-    def _inputs(self, batch: Batch, copies: int) -> dict[str, Any]:
-        return {
-            "input_ids": _repeat(batch.input_ids, copies),
-            "attention_mask": _repeat(batch.attention_mask, copies),
-        }
+    def _inputs(self, input_ids: Tensor, attention_mask: Tensor) -> dict[str, Any]:
+        return {"input_ids": input_ids, "attention_mask": attention_mask}
 
 
 def _head(model: nn.Module) -> nn.Module:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zolab.optim.offload.blocks import NoBlocksError, find_blocks
+from zolab.optim.offload.blocks import Block, NoBlocksError, find_blocks
 from zolab.optim.placements.base import Closure
 from zolab.optim.placements.modulewise import ModuleWise
 from zolab.optim.placements.rows import tensors
@@ -39,20 +39,15 @@ class LowerLayers:
 
     def __init__(self, modules: ModuleWise) -> None:
         self.modules = modules
-        self.layers: list[nn.Module] = []
         self._home: dict[str, int] = {}  # layer of each module that owns trained weights
-        try:
-            blocks = find_blocks(modules.model)
-        except NoBlocksError:
-            blocks = []
-        if len({block.name.rpartition(".")[0] for block in blocks}) == 1:
-            self.layers = [block.module for block in blocks]
+        blocks = layers_of(modules.model)
+        self.layers = [block.module for block in blocks]
         for name, _, _ in modules.owners:
             for i, block in enumerate(blocks):
                 if name == block.name or name.startswith(block.name + "."):
                     self._home[name] = i
         #: Whether this model can have it; may be set for one that is known to hand rows on.
-        self.usable = bool(self.layers) and _is_known(modules.model)
+        self.usable = bool(self.layers) and is_known(modules.model)
         self._rows: int | None = None
         self._below = False
 
@@ -136,7 +131,17 @@ class _Wide(Exception):
     """This batch cannot be narrowed; found out before anything was made of it."""
 
 
-def _is_known(model: nn.Module) -> bool:
+def layers_of(model: nn.Module) -> list[Block]:
+    """The layers that rows pass one after another; none where a model has no or several lists."""
+    try:
+        blocks = find_blocks(model)
+    except NoBlocksError:
+        return []
+    return blocks if len({block.name.rpartition(".")[0] for block in blocks}) == 1 else []
+
+
+def is_known(model: nn.Module) -> bool:
+    """Whether a model is one of `FAMILIES`, as transformers has it."""
     kind = getattr(getattr(model, "config", None), "model_type", None)
     cls = type(model)
     own = cls.__module__.startswith("transformers.")  # no wrapper that does more

@@ -214,6 +214,11 @@ def test_small_parts_measure_what_they_say(tmp_path):
         "layers below once: the last layer moves",
         "layers below once: the last third of the layers moves",
         "a prompt once for its answers",
+        "a prompt once for its answers: a step in_place",
+        "a prompt once for its answers: a step paired",
+        "layers below kept: the last layer moves",
+        "layers below kept: the last third of the layers moves",
+        "layers below kept: the output layer moves",
     ]
 
     rows = rows_of(

@@ -24,7 +24,9 @@ from zolab.objectives.shared import Span, groups_of
 from zolab.optim import InPlace, LayerMask, Paired, PerLayer, ZeroOrder
 from zolab.run import run_dir
 
-EXAMPLES = [example(37, (3, 2), 0), example(33, (2, 4), 1), example(37, (2, 2, 3, 6), 2)]
+EXAMPLES = [example(45, (3, 2), 0), example(41, (2, 4), 1), example(45, (2, 2, 3, 6), 2)]
+#: Prompt tuning takes ten positions of a model that has 64.
+SHORT = [example(33, (2, 4), 1), example(37, (2, 2, 3, 6), 2)]
 PLACEMENTS = (InPlace, Paired, PerLayer)
 
 
@@ -36,10 +38,12 @@ def anyhow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shared, "LIVE", 1 << 20)
 
 
-def losses(model: nn.Module, share: bool, placement: type, steps: int = 2, **options) -> list:
+def losses(
+    model: nn.Module, share: bool, placement: type, steps: int = 2, examples=EXAMPLES, **options
+) -> list:
     """Of some steps; `share` as a training step asks for it."""
     scorer = CausalScorer(model, pad_id=1)
-    batch = scorer.batch(EXAMPLES, trains=share)
+    batch = scorer.batch(examples, trains=share)
     assert bool(batch.groups) == share
     optimizer = ZeroOrder(
         model.named_parameters(), 1e-3, 1e-2, model=model, placement=placement(), **options
@@ -71,7 +75,7 @@ def test_losses_are_those_of_the_plain_way(name: str) -> None:
         for a, b in zip(plain, found, strict=True):
             assert a == pytest.approx(b, abs=1e-5)
         copies = 2 if placement is Paired else 1
-        assert seen == [(3 * copies, 32), (8 * copies, 16)] * (4 // copies)
+        assert seen == [(3 * copies, 40), (8 * copies, 16)] * (4 // copies)
 
 
 @pytest.mark.usefixtures("anyhow")
@@ -85,7 +89,7 @@ def test_every_tuning_mode_has_the_losses_of_the_plain_way(name: str, tmp_path: 
             both = [
                 losses(
                     load_model(section(tmp_path, name, tuning={"kind": kind}), 0).model,
-                    share, placement, 1,
+                    share, placement, 1, SHORT,
                 )
                 for share in (False, True)
             ]  # fmt: skip
@@ -132,7 +136,7 @@ def test_only_known_models_without_a_graph_and_with_weights_in_place() -> None:
     batch = scorer.batch(EXAMPLES, trains=True)
     seen = calls_of(model)
     BatchLoss(scorer, [batch], OPTIONS).backward()
-    assert seen == [(8, 48)]
+    assert seen == [(8, 56)]
     assert scorer.batch(EXAMPLES).groups == ()
     scorer.shares = False
     assert scorer.batch(EXAMPLES, trains=True).groups == ()

@@ -108,7 +108,7 @@ def test_each_placement_decodes_under_its_own_weights(family: str, placement: ty
     class Stub:
         """A batch with prompts alone."""
 
-        prompts, select, num_examples = prompts(ROWS), torch.zeros(len(ROWS)), len(ROWS)
+        prompts, num_scored, num_examples = prompts(ROWS), (len(ROWS),), len(ROWS)
 
     answers = []
     for kind in (InPlace, placement):

@@ -72,8 +72,8 @@ class Batch:
 
     @property
     def num_scored(self) -> tuple[int, ...]:
-        """Rows that the output layer sees of one copy, by forward."""
-        return tuple(group.scored for group in self.groups) or (len(self.select),)
+        """Rows that the output layer may see of one copy: all that are scored, or a group's."""
+        return (len(self.select), *(group.scored for group in self.groups))
 
 
 def collate(

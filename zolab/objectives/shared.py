@@ -216,12 +216,12 @@ class SharedPrompts:
         rest = ids[:, prefix:].repeat(copies, 1)
         if not prefix:
             return self.forward(select, input_ids=rest, use_cache=False).logits
-        starts = torch.tensor(span.starts, device=ids.device)
-        prompts = ids[starts, :prefix].repeat(copies, 1)
+        starts = torch.tensor(span.starts)
+        prompts = ids[starts.to(ids.device), :prefix].repeat(copies, 1)
         # Every row, though nothing is read there: a placement tells copies apart by rows.
         nowhere = torch.arange(len(prompts), device=ids.device) * prefix
         cache = self.forward(nowhere, input_ids=prompts, use_cache=True).past_key_values
-        rows = torch.arange(span.rows, device=ids.device)
-        of = torch.searchsorted(starts, rows, right=True) - 1
-        cache.batch_select_indices((of + number * len(starts)).flatten())
+        of = torch.searchsorted(starts, torch.arange(span.rows), right=True) - 1
+        # On the CPU, since the layers of a model may be on several devices.
+        cache.batch_select_indices(torch.cat([of + i * len(starts) for i in range(copies)]))
         return self.forward(select, input_ids=rest, past_key_values=cache, use_cache=True).logits

@@ -243,7 +243,7 @@ def _batch(cell: dict[str, Any], study: Any, step: int) -> Any:
     units = [-(-e.length // PAD_UNIT) for e in train]
     chosen = BatchOrder(units, cell["train"]["batch_size"], cell["seed"]).batch(step)
     size = cell["train"]["micro_batch_size"] or len(chosen)
-    return study.scorer.batch([train[i] for i in chosen[:size]])
+    return study.scorer.batch([train[i] for i in chosen[:size]], trains=True)
 
 
 def _kernels(optimizer: Any) -> str:

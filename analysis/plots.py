@@ -16,7 +16,7 @@ import plotly.graph_objects as go
 from analysis import stats
 from analysis.convergence import final_values, mean_curve
 from analysis.methods import Group
-from analysis.speedup import AXES, compare, target_level
+from analysis.speedup import AXES, compare, ratio_text, target_level
 from analysis.tables import metric_name, scale
 from zolab.tracking.schema import BACKPROP_FORWARDS
 
@@ -26,7 +26,6 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8
 _CONSTANTS = ("#8a8f98", "#5f6772", "#a3a9b3")
 _DASHES = ("dash", "dot", "dashdot", "longdash", "longdashdot")
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up")
-_PATTERNS = ("", "/", ".", "x")
 AXIS_TITLES = {
     "forwards_total": "forward passes",
     "step": "steps",
@@ -134,57 +133,111 @@ def _convergence(group: Group, colour: dict[str, str], axis: str) -> go.Figure |
 
 
 def speedup_figure(group: Group, colour: dict[str, str]) -> go.Figure | None:
-    """Bars of the median speedup per method and axis; a miss is an empty place with its name."""
+    """Speedup per method and axis of costs on a logarithmic scale, with its interval.
+
+    An end that is a miss lies at the edge, and one that is only a bound where the bound is; both
+    are arrows. What has no finite speedup is said in words at 1×.
+    """
     target = target_level(group)
     if target is None or group.baseline is None:
         return None
     methods = [method for method in group.trained if method is not group.baseline]
-    axes = [axis for axis in AXES if compare(group, group.baseline, axis, target) is not None]
+    results = {axis: compare(group, group.baseline, axis, target) for axis in AXES}
+    # Where the baseline itself costs nothing (GPU hours on a CPU) there is nothing to compare.
+    axes = [axis for axis, own in results.items()
+            if own is not None and (own.lower_bound or math.isfinite(own.ratio))]  # fmt: skip
     if not methods or not axes:
         return None
-    data = []
-    for method in methods:
-        heights, words = [], []
-        for axis in axes:
-            result = compare(group, method, axis, target)
-            known = result is not None and math.isfinite(result.ratio) and result.ratio > 0
-            heights.append(result.ratio if known and result is not None else 0.0)
-            words.append(_bar_text(result))
-        data.append(
-            go.Bar(
-                x=[AXES[axis] for axis in axes],
-                y=heights,
-                text=words,
-                textposition="outside",
-                name=html.escape(method.label, quote=False),
-                marker={
-                    "color": colour[method.label],
-                    "pattern": {"shape": _PATTERNS[lap(colour, method.label) % len(_PATTERNS)]},
-                },
-                hovertemplate="%{x}: %{text}",
-                cliponaxis=False,
-            )
+    found = [[compare(group, method, axis, target) for axis in axes] for method in methods]
+    shown = [result for row in found for result in row if _has_point(result)]
+    left, right = _speedup_range(shown)
+    data: list[Any] = [
+        go.Scatter(
+            x=[None], y=[None], mode="markers", name=AXES[axis], legendgroup=axis,
+            marker={"symbol": _SYMBOLS[number], "color": _CONSTANTS[0], "size": 9},
         )
+        for number, axis in enumerate(axes)
+    ]  # fmt: skip
+    for row, (method, row_results) in enumerate(zip(methods, found, strict=True)):
+        for number, (axis, result) in enumerate(zip(axes, row_results, strict=True)):
+            height = row * (len(axes) + 1) + number
+            line = _speedup_line(result, _SYMBOLS[number], colour[method.label], left, right)
+            words = "not logged" if result is None else ratio_text(result)
+            data.append(
+                go.Scatter(
+                    line | {"y": [height] * len(line["x"])},
+                    legendgroup=axis,
+                    showlegend=False,
+                    cliponaxis=False,
+                    hovertemplate=html.escape(f"{method.label}, {AXES[axis]}: {words}", quote=False)
+                    + "<extra></extra>",
+                )
+            )
     base = html.escape(group.baseline.label, quote=False)
-    shape = layout("", f"speedup over {base}")
-    shape["barmode"] = "group"
-    shape["uniformtext"] = {"minsize": 8, "mode": "hide"}
-    shape["yaxis"]["rangemode"] = "tozero"
+    shape = layout(f"speedup over {base}, 95% interval<br>(arrow: a miss, or a bound)", "")
+    ticks = _powers_of_two(left, right)
+    edge = 0.015 * math.log10(right / left)  # for the arrows at the ends
+    span = [math.log10(left) - edge, math.log10(right) + edge]
+    shape["xaxis"] |= {"type": "log", "range": span}
+    shape["xaxis"] |= {"tickvals": ticks, "ticktext": [f"{tick:g}×" for tick in ticks]}
+    middles = [row * (len(axes) + 1) + (len(axes) - 1) / 2 for row in range(len(methods))]
+    names = [html.escape(m.label, quote=False).replace(" + ", "<br>+ ") for m in methods]
+    num_lines = len(methods) * (len(axes) + 1)
+    shape["yaxis"] |= {"tickvals": middles, "ticktext": names, "range": [num_lines - 1, -1]}
+    shape["yaxis"]["showgrid"] = False
+    shape["margin"] |= {"r": 48, "b": 64}  # the last number may stand beyond the edge
+    shape["height"] = 150 + 20 * (num_lines + 1)
+    shape["hovermode"] = "closest"
     shape["shapes"] = [
-        {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": 1, "y1": 1,
+        {"type": "line", "yref": "paper", "y0": 0, "y1": 1, "x0": 1, "x1": 1,
          "line": {"dash": "dot", "width": 1.5, "color": "#8a8f98"}}
     ]  # fmt: skip
     return go.Figure(data, shape)
 
 
-def _bar_text(result: stats.Speedup | None) -> str:
-    if result is None:
-        return "not logged"
-    if math.isinf(result.median):
-        return "not reached"
-    if not math.isfinite(result.ratio):
-        return "at the start"
-    return f"{'≥ ' if result.lower_bound else ''}{result.ratio:.2f}×"
+def _has_point(result: stats.Speedup | None) -> bool:
+    return result is not None and math.isfinite(result.ratio) and result.ratio > 0
+
+
+def _speedup_range(shown: Sequence[stats.Speedup | None]) -> tuple[float, float]:
+    """Ends of the axis: every finite point and end lies inside, and so do 0.5× and 2×."""
+    ends = [value for result in shown if result is not None
+            for value in (result.ratio, result.low, result.high)]  # fmt: skip
+    inside = [value for value in ends if math.isfinite(value) and value > 0]
+    left, right = min([0.5, *inside]), max([2.0, *inside])
+    room = (right / left) ** 0.08
+    return left / room, right * room
+
+
+def _speedup_line(
+    result: stats.Speedup | None, symbol: str, ink: str, left: float, right: float
+) -> dict[str, Any]:
+    """Places, marks and words of one speedup: its interval, and the point on it."""
+    if result is None or not _has_point(result):
+        words = " not logged" if result is None else f" {ratio_text(result)}"
+        return {"x": [1.0], "mode": "text", "text": [words], "textposition": "middle right"}
+    x, marks = [result.ratio], [symbol]
+    if not math.isnan(result.low):
+        missed, endless = result.low == 0.0, math.isinf(result.high)
+        x = [left if missed else result.low, result.ratio, right if endless else result.high]
+        marks = ["triangle-left" if missed else "line-ns-open", symbol,
+                 "triangle-right" if endless or result.high_bound else "line-ns-open"]  # fmt: skip
+    point = f"{'≥ ' if result.lower_bound else ''}{result.ratio:.2f}×"
+    return {
+        "x": x,
+        "mode": "lines+markers+text",
+        "text": [""] * (len(x) - 1) + [f"  {point}"],
+        "textposition": "middle right",
+        "line": {"color": ink, "width": 2},
+        "marker": {"symbol": marks, "size": 8, "color": ink, "line": {"width": 2, "color": ink}},
+    }
+
+
+def _powers_of_two(left: float, right: float) -> list[float]:
+    """At most nine ticks between the ends, 1 among them."""
+    low, high = math.ceil(math.log2(left)), math.floor(math.log2(right))
+    every = -(-(high - low + 1) // 9)
+    return [2.0**power for power in range(low, high + 1) if power % every == 0]
 
 
 def _finite(values: np.ndarray) -> list[float | None]:

@@ -13,7 +13,7 @@ from typing import Any
 import analysis_synth as synth
 import pytest
 
-from analysis import across, cost, figures, latex, plots, reproduction, speedup
+from analysis import across, cost, figures, latex, plots, reproduction, speedup, stats
 from analysis.methods import Group, group_runs
 from analysis.paper.make import yaml_files
 from analysis.publish import publish
@@ -279,8 +279,51 @@ def test_more_methods_than_colours_are_told_apart(tmp_path: Path) -> None:
     lines = [line for line in plots.convergence_figures(group, colour)[0][1].data
              if line.mode == "lines+markers"]  # fmt: skip
     assert len({(line.line.color, line.marker.symbol) for line in lines}) == len(plans)
-    bars = plots.speedup_figure(group, colour).data
-    assert len({(bar.marker.color, bar.marker.pattern.shape) for bar in bars}) == len(names)
+    drawn = plots.speedup_figure(group, colour)
+    assert list(drawn.layout.yaxis.ticktext) == names
+
+
+def test_speedups_are_drawn_with_their_intervals(tmp_path: Path) -> None:
+    """On a logarithmic axis; censored ends as arrows, and what has no number as words."""
+
+    def until(reached: list[int | None]) -> list[list[dict[str, Any]]]:
+        curves = [[0.8 if at is not None and i >= at else 0.5 for i in range(9)] for at in reached]
+        return [[row | {"gpu_seconds": 0.0} for row in synth.rows(curve, test=0.8)]
+                for curve in curves]  # fmt: skip
+
+    small, large = synth.masked("small_weights", 0.75), synth.masked("large_weights", 0.75)
+    methods = [({}, [4, 8, 4]), (large, [None] * 3), (RANDOM, [2, 2, 1]), (small, [4, 1, None]),
+               ({"optimizer.name": "<i>"}, [2, 2])]  # fmt: skip
+    plans = [(synth.config(seed, **changes) | {"train": {**synth.BASE["train"], "steps": 80}}, rows)
+             for changes, reached in methods
+             for seed, rows in enumerate(until(reached))]  # fmt: skip
+    (group,) = _groups(_write(tmp_path, plans), target=parse_target("absolute:0.8"))
+    drawn = plots.speedup_figure(group, plots.colours([group]))
+    assert drawn.layout.xaxis.type == "log"
+    assert 1.0 in drawn.layout.xaxis.tickvals
+    left, right = (10**end for end in drawn.layout.xaxis.range)
+    assert list(drawn.layout.yaxis.ticktext) == [
+        "&lt;i&gt;", "mezo<br>+ large_weights 0.75", "mezo<br>+ random 0.5",
+        "mezo<br>+ small_weights 0.75",
+    ]  # fmt: skip
+    # No GPU hours: nobody spent any.
+    legend, lines = drawn.data[:3], drawn.data[3:]
+    assert [entry.name for entry in legend] == ["steps", "forwards", "seconds"]
+    assert all(line.showlegend is False for line in lines)
+    two, missed, sure, rare = (line for line in lines if line.legendgroup == "step")
+    assert (list(two.x), list(two.text)) == ([2.0], ["  2.00×"])  # two seeds: no interval
+    assert (missed.mode, list(missed.text)) == ("text", [" not reached"])
+    assert (list(sure.x), set(sure.y)) == ([2.0, 2.0, 8.0], {8})
+    assert list(sure.marker.symbol) == ["line-ns-open", "circle", "line-ns-open"]
+    low, middle, high = rare.x
+    assert left < low < 0.5 <= middle == 1.0 < high < right
+    assert list(rare.marker.symbol) == ["triangle-left", "circle", "line-ns-open"]
+    assert rare.hovertemplate.startswith("mezo + small_weights 0.75, steps: 1.00× [missed, 8.00]")
+    censored = plots._speedup_line(
+        stats.Speedup(3, 3, 5.0, 2.0, True, 1.0, 4.0, True), "x", "#0", 0, 9
+    )
+    assert censored["marker"]["symbol"][-1] == "triangle-right"
+    assert censored["text"][-1] == "  ≥ 2.00×"
 
 
 def test_publishing_sends_every_table(two_tasks: Path, tmp_path: Path) -> None:

@@ -61,6 +61,22 @@ def history_record(number: int, row: Row, *, nested: bool) -> bytes:
     return record.SerializeToString()
 
 
+def run_file(run_id: str, cfg: dict[str, Any], lines: list[dict[str, Any]], start: int) -> bytes:
+    """One finished attempt that began at second `start`, as the tracker has wandb write it."""
+    begin, end = wandb_pb.Record(), wandb_pb.Record()
+    begin.run.run_id = run_id
+    begin.run.start_time.seconds = start
+    for key, value in {"zolab": cfg, "run_id": run_id, "schema": 1}.items():
+        begin.run.config.update.add(key=key, value_json=json.dumps(value))
+    end.exit.exit_code = 0
+    rows = [
+        history_record(number, (row["step"], [*(item for item in row.items() if item[0] != "step"),
+                                              ("_step", row["step"])]), nested=True)
+        for number, row in enumerate(lines, start=1)
+    ]  # fmt: skip
+    return framed([begin.SerializeToString(), *rows, end.SerializeToString()])
+
+
 def framed(payloads: list[bytes]) -> bytes:
     """A file that holds these records."""
     data = bytearray(struct.pack("<4sHB", b":W&B", 0xBEE1, 0))

@@ -184,7 +184,7 @@ def test_sweeps_in_pieces_are_the_whole_sweep(kind: str, monkeypatch) -> None:
     for kept in (True, False):
         if not kept:
             monkeypatch.setattr(engine_module, "KEEP_BYTES", 0)
-            monkeypatch.setattr("zolab.optim.low_rank.PIECE", 1)  # a block of rows at a time
+            monkeypatch.setattr("zolab.optim.products.PIECE", 1)  # a block of rows at a time
         model = opt()
         optimizer = make(model, InPlace(), KINDS[kind]())
         losses = losses_of(optimizer, lm_closure(model), 5)

@@ -6,7 +6,7 @@ parameter's dtype. A fused sweep therefore equals the same terms applied one by 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -74,8 +74,8 @@ class ZSource(Protocol):
     def chunk(self, pid: int) -> int:
         """Elements of a parameter that plain torch sweeps at once."""
 
-    def reader(self, pid: int, seed: int, device: torch.device) -> Callable[[int, int], Tensor]:
-        """`z` of one parameter in pieces, by offset and count; the next may overwrite a piece."""
+    def sweep(self, weight: Tensor, pid: int, terms: Sequence[Term]) -> bool:
+        """`sweep_` without a mask, if the source has a way of its own: whether it has."""
 
     def stored(
         self, pid: int, seed: int, offset: int, count: int, device: torch.device
@@ -108,15 +108,16 @@ def sweep_(
         mask = None if limit else mask
         on.sweep(source.kind, weight, pid, terms, mask, limit=limit, kept=kept)
         return
+    if mask is None and not has_state(terms) and source.sweep(weight, pid, terms):
+        return
     mask = limit.of(weight) if limit else mask
     flat = weight.view(-1)
     keep = None if mask is None else mask.view(-1)
     at_once = source.chunk(pid)
-    readers = {seed: source.reader(pid, seed, flat.device) for seed in seeds_of(terms)}
     for start in range(0, flat.numel(), at_once):
         part = flat[start : start + at_once]
         chosen = None if keep is None else keep[start : start + at_once]
-        read = _last_kept(readers, start, part.numel())
+        read = _last_kept(source, pid, start, part.numel(), flat.device)
         for term in terms:
             if isinstance(term, Step):
                 move, term = moved(term, read, start, part, chosen), term.then
@@ -126,7 +127,7 @@ def sweep_(
 
 
 def _last_kept(
-    readers: Mapping[int, Callable[[int, int], Tensor]], start: int, count: int
+    source: ZSource, pid: int, start: int, count: int, device: torch.device
 ) -> Callable[[int], Tensor]:
     """z of a chunk by seed; that of the last seed is not made anew."""
     seed_of_last, last = None, None
@@ -134,7 +135,7 @@ def _last_kept(
     def read(seed: int) -> Tensor:
         nonlocal seed_of_last, last
         if last is None or seed != seed_of_last:
-            seed_of_last, last = seed, readers[seed](start, count)
+            seed_of_last, last = seed, source.z(pid, seed, start, count, device)
         return last
 
     return read
@@ -208,11 +209,12 @@ def pair(
     mask = mask.of(weight) if isinstance(mask, Limit) else mask
     keep = None if mask is None else mask.view(-1)
     above, below = plus.view(-1), minus.view(-1)
-    at_once, read = source.chunk(pid), source.reader(pid, seed, weight.device)
+    at_once = source.chunk(pid)
     for start in range(0, weight.numel(), at_once):
         here = slice(start, start + at_once)
         wide = _wide(weight.view(-1)[here])
-        step = read(offset + start, len(wide)).to(wide.dtype) * eps
+        z = source.z(pid, seed, offset + start, len(wide), weight.device)
+        step = z.to(wide.dtype) * eps
         if keep is not None:
             step.masked_fill_(~keep[here], 0.0)
         above[here] = wide + step

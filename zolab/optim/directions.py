@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from zolab.optim import fast
-from zolab.optim.backend import CHUNK
+from zolab.optim.backend import CHUNK, Term
 from zolab.optim.noise import make_noise
 from zolab.optim.parameters import ParamInfo
 
@@ -75,9 +75,17 @@ class Direction:
         """Elements of one parameter's z best made at once in a sweep."""
         return CHUNK
 
-    def reader(self, pid: int, seed: int, device: torch.device) -> Callable[[int, int], Tensor]:
-        """`z` of one parameter in pieces, by offset and count; the next may overwrite a piece."""
-        return lambda offset, count: self.z(pid, seed, offset, count, device)
+    def sweep(self, weight: Tensor, pid: int, terms: Sequence[Term]) -> bool:
+        """Apply terms to a whole parameter, in place, where there is a way of its own to do so.
+
+        Returns:
+            Whether there is one; nothing has been done where there is not.
+        """
+        return False
+
+    def sweeps(self, info: ParamInfo) -> bool:
+        """Whether `sweep` takes no scratch but what `scratch_bytes` says."""
+        return False
 
     def factors(self, pid: int, seed: int, device: torch.device) -> tuple[Tensor, Tensor] | None:
         """left (m, r) and right (n, r), float32, with z = left @ rightᵀ; None for no such thing."""
@@ -154,9 +162,11 @@ class Kept:
     def chunk(self, pid: int) -> int:
         return CHUNK
 
-    def reader(self, pid: int, seed: int, device: torch.device) -> Callable[[int, int], Tensor]:
-        z = self._direction(seed, device)[pid]
-        return lambda offset, count: z[offset : offset + count]
+    def sweep(self, weight: Tensor, pid: int, terms: Sequence[Term]) -> bool:
+        return False  # z is there
+
+    def sweeps(self, info: ParamInfo) -> bool:
+        return False
 
     def rows(self, pid: int, seed: int, index: Tensor, width: int) -> Tensor:
         return self._direction(seed, index.device)[pid].view(-1, width)[index]

@@ -4,8 +4,8 @@ Bases are functions of (run seed, period, parameter id), so they are never saved
 of steps over which the slow factors stay. Tensors of one dimension get plain Gaussian noise. A
 matrix too narrow for the rank (LoRA, prefixes) is factorised in its most nearly square shape.
 
-A product is always made in blocks of `BLOCK` whole rows, so that an element has the same bits
-however a sweep cuts the parameter.
+Factors are rounded so far that a product is exact before its last rounding (`products`): an element
+has the same bits however a sweep cuts the parameter, and whatever multiplies.
 """
 
 from __future__ import annotations
@@ -16,15 +16,16 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from zolab.optim.backend import CHUNK
+from zolab.optim import products
+from zolab.optim.backend import Term
 from zolab.optim.directions import Direction
 from zolab.optim.keys import probe_seed
 from zolab.optim.masks import Dense
 from zolab.optim.parameters import ParamInfo
+from zolab.optim.products import product, snap_
 
-BLOCK = 64
-#: Elements of a product made at once in a sweep, at least a block: they stay in a core's cache.
-PIECE = 1 << 17
+#: Above every magnitude of a Gaussian number as we draw them.
+GAUSS_BOUND = 8.0
 #: Probe numbers of the seeds of bases; those of real directions are small.
 _LEFT, _RIGHT = (1 << 32) - 2, (1 << 32) - 3
 
@@ -90,9 +91,14 @@ class LowRank(Direction):
     def scratch_bytes(self, info: ParamInfo) -> int:
         if info.pid not in self.shapes:
             return 0
-        # Whole blocks of rows, of the product and of its left factor, around the chunk asked for.
-        n, r = self.shapes[info.pid][1], self.rank_of(info.pid)
-        return 4 * min(info.numel, CHUNK + 2 * BLOCK * n) * (n + 2 * r) // n
+        (m, n), r = self.shapes[info.pid], self.rank_of(info.pid)
+        if self.sweeps(info):
+            return 4 * m * r
+        # In float64: both factors, and a piece of the product.
+        return 12 * m * r + 8 * n * r + 8 * min(info.numel, self.chunk(info.pid))
+
+    def sweeps(self, info: ParamInfo) -> bool:
+        return info.pid in self.shapes and products.is_native(self.rank_of(info.pid), info.data)
 
     def factor_bytes(self, info: ParamInfo) -> int | None:
         if self.shapes.get(info.pid) != tuple(info.param.shape):
@@ -111,48 +117,47 @@ class LowRank(Direction):
     def chunk(self, pid: int) -> int:
         if pid not in self.shapes:
             return super().chunk(pid)
-        block = BLOCK * self.shapes[pid][1]
-        return max(1, PIECE // block) * block
+        width = self.shapes[pid][1]
+        return max(1, products.PIECE // width) * width
 
-    def reader(self, pid: int, seed: int, device: torch.device) -> Callable[[int, int], Tensor]:
+    def sweep(self, weight: Tensor, pid: int, terms: Sequence[Term]) -> bool:
         if pid not in self.shapes:
-            return super().reader(pid, seed, device)
-        left, right = self.factors(pid, seed, device)
-        m, n = self.shapes[pid]
-        size = min(m, self.chunk(pid) // n + 2 * BLOCK)
-        pages = torch.empty(size, n, dtype=torch.float32, device=device)
-
-        def read(offset: int, count: int) -> Tensor:
-            return product(lambda a, b: left[a:b], right, m, offset, count, pages)
-
-        return read
+            return False
+        seeds = dict.fromkeys(term.seed for term in terms)
+        factors = {seed: self._factors(pid, seed, weight.device) for seed in seeds}
+        products.sweep_(weight, pid, terms, factors)
+        return True
 
     def factors(self, pid: int, seed: int, device: torch.device) -> tuple[Tensor, Tensor] | None:
         """left (m, r) and right (n, r), float32, with z = left @ rightᵀ of `shapes[pid]`."""
         if pid not in self.shapes:
             return None
-        rows = torch.arange(self.shapes[pid][0], device=device)
-        period = self._period(seed)
-        return self._left(pid, seed, period, rows), self.right(pid, period, device)
+        left, right = self._factors(pid, seed, device)
+        return left, right.T
+
+    def _factors(self, pid: int, seed: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        period, rows = self._period(seed), range(self.shapes[pid][0])
+        return self._left(pid, seed, period, rows, device), self.right(pid, period, device).T
 
     def right(self, pid: int, period: int, device: torch.device) -> Tensor:
-        """The slow factor V of a period: float32 (n, r)."""
+        """The slow factor V of a period: float32 (n, r), snapped, laid out by columns."""
         raise NotImplementedError
 
-    def _left(self, pid: int, seed: int, period: int, index: Tensor) -> Tensor:
-        """Rows `index` of the left factor: float32 (len(index), r)."""
+    def _left(
+        self, pid: int, seed: int, period: int, index: range | Tensor, device: torch.device
+    ) -> Tensor:
+        """Rows `index` of the left factor: float32 (len(index), r), snapped."""
         raise NotImplementedError
 
     def z(self, pid: int, seed: int, offset: int, count: int, device: torch.device) -> Tensor:
         if pid not in self.shapes:
             return super().z(pid, seed, offset, count, device)
+        m, n = self.shapes[pid]
+        rows = range(offset // n, min(m, -(-(offset + count) // n)))
         period = self._period(seed)
-
-        def left(start: int, stop: int) -> Tensor:
-            return self._left(pid, seed, period, torch.arange(start, stop, device=device))
-
-        right = self.right(pid, period, device)
-        return product(left, right, self.shapes[pid][0], offset, count)
+        left = self._left(pid, seed, period, rows, device)
+        skip = offset - rows.start * n
+        return product(left, self.right(pid, period, device).T).view(-1)[skip : skip + count]
 
     def rows(self, pid: int, seed: int, index: Tensor, width: int) -> Tensor:
         if pid not in self.shapes:
@@ -161,7 +166,8 @@ class LowRank(Direction):
         if n != width:
             return self.z(pid, seed, 0, m * n, index.device).view(-1, width)[index]
         period = self._period(seed)
-        return self._left(pid, seed, period, index) @ self.right(pid, period, index.device).T
+        left = self._left(pid, seed, period, index, index.device)
+        return product(left, self.right(pid, period, index.device).T)
 
     def _period(self, seed: int) -> int:
         """Period of a probe; a seed of no step (a self-check's) takes the newest."""
@@ -179,10 +185,13 @@ class LowRank(Direction):
                 self._bases[key] = found
         return found
 
-    def _gauss(self, pid: int, seed: int, rows: int, columns: int, device: torch.device) -> Tensor:
-        out = torch.empty(rows * columns, dtype=torch.float32, device=device)
-        self.noise.fill(out, seed, pid)
-        return out.view(rows, columns)
+    def _gauss(
+        self, pid: int, seed: int, rows: range, columns: int, device: torch.device
+    ) -> Tensor:
+        """Rows of a Gaussian matrix, as they are drawn."""
+        out = torch.empty(len(rows) * columns, dtype=torch.float32, device=device)
+        self.noise.fill(out, seed, pid, rows.start * columns)
+        return out.view(-1, columns)
 
 
 class Subspace(LowRank):
@@ -220,20 +229,30 @@ class Subspace(LowRank):
         """U of a period: float32 (m, r), orthonormal columns."""
         return self._orthonormal(pid, period, _LEFT, self.shapes[pid][0], device)
 
-    def _left(self, pid: int, seed: int, period: int, index: Tensor) -> Tensor:
+    def _left(
+        self, pid: int, seed: int, period: int, index: range | Tensor, device: torch.device
+    ) -> Tensor:
         r = self.rank_of(pid)
-        core = self._gauss(pid, seed, r, r, index.device)
-        if self.scale:
-            core *= math.sqrt(math.prod(self.shapes[pid])) / r
-        return self.left_basis(pid, period, index.device)[index] @ core
+        core = snap_(self._gauss(pid, seed, range(r), r, device), r, GAUSS_BOUND)
+        basis = self.left_basis(pid, period, device)
+        chosen = slice(index.start, index.stop) if isinstance(index, range) else index
+        left = product(basis[chosen].contiguous(), core)
+        scale = math.sqrt(math.prod(self.shapes[pid])) / r if self.scale else 1.0
+        # Of a row of U, no longer than 1, and a column of the core, no longer than this.
+        longest = GAUSS_BOUND * math.sqrt(r) * scale
+        return snap_(left, r, 2.0 ** math.ceil(math.log2(longest)), scale)
 
     def _orthonormal(
         self, pid: int, period: int, side: int, size: int, device: torch.device
     ) -> Tensor:
+        rank = self.rank_of(pid)
+
         def make(seed: int) -> Tensor:
-            drawn = self._gauss(pid, seed, size, self.rank_of(pid), torch.device("cpu"))
+            drawn = self._gauss(pid, seed, range(size), rank, torch.device("cpu"))
             q, r = torch.linalg.qr(drawn.double())
-            return (q * r.diagonal().sign()).float().contiguous()
+            basis = (q * r.diagonal().sign()).float()
+            # Above 1, which rounding may exceed.
+            return snap_(_by_columns(basis) if side == _RIGHT else basis.contiguous(), rank, 2.0)
 
         return self._basis(pid, period, side, make, device)
 
@@ -260,46 +279,27 @@ class LazyLowRank(LowRank):
 
     def right(self, pid: int, period: int, device: torch.device) -> Tensor:
         n, r = self.shapes[pid][1], self.rank_of(pid)
-        return self._basis(
-            pid, period, _RIGHT, lambda seed: self._gauss(pid, seed, n, r, device), device
-        )
 
-    def _left(self, pid: int, seed: int, period: int, index: Tensor) -> Tensor:
-        return self.noise.rows(index, self.rank_of(pid), seed, pid)
+        def make(seed: int) -> Tensor:
+            drawn = self._gauss(pid, seed, range(n), r, device)
+            return snap_(_by_columns(drawn), r, GAUSS_BOUND)
+
+        return self._basis(pid, period, _RIGHT, make, device)
+
+    def _left(
+        self, pid: int, seed: int, period: int, index: range | Tensor, device: torch.device
+    ) -> Tensor:
+        r = self.rank_of(pid)
+        if isinstance(index, range):
+            drawn = self._gauss(pid, seed, index, r, device)
+        else:
+            drawn = self.noise.rows(index, r, seed, pid)
+        return snap_(drawn, r, GAUSS_BOUND)
 
 
-def product(
-    left: Callable[[int, int], Tensor],
-    right: Tensor,
-    num_rows: int,
-    offset: int,
-    count: int,
-    pages: Tensor | None = None,
-) -> Tensor:
-    """Elements `offset` to `offset + count` of left @ rightᵀ in row-major order.
-
-    Args:
-        left: gives rows `start` to `stop` of the left factor, float32 (stop - start, r).
-        right: float32 (n, r).
-        num_rows: m, rows of the product.
-        pages: float32 (rows, n) to write to, where it has enough rows; None for new memory.
-
-    Returns:
-        float32 (count,).
-    """
-    width = right.shape[0]
-    first = offset // width // BLOCK * BLOCK
-    last = min(num_rows, -(-(offset + count) // width))
-    last = min(num_rows, -(-last // BLOCK) * BLOCK)
-    rows = left(first, last)
-    if pages is not None and len(pages) >= last - first:
-        out = pages[: last - first]
-    else:
-        out = torch.empty(last - first, width, dtype=torch.float32, device=right.device)
-    for i in range(0, last - first, BLOCK):
-        torch.mm(rows[i : i + BLOCK], right.T, out=out[i : i + BLOCK])
-    skip = offset - first * width
-    return out.view(-1)[skip : skip + count]
+def _by_columns(matrix: Tensor) -> Tensor:
+    """The same matrix, each column in one piece of memory."""
+    return matrix.T.contiguous().T
 
 
 def factor_shape(shape: Sequence[int], rank: int) -> tuple[int, int]:

@@ -71,7 +71,8 @@ def update_bytes(engine: Engine, rule: object, rounds: bool, info: ParamInfo) ->
     swept = not rule.alone and fast.handles(engine.source.kind, info.data, rule.stateful)
     if not swept or not decided_on_the_way(engine, info):
         out += spread_bytes(engine, info)
-    if swept:
+    fused = engine.source.sweeps(info) and not rule.stateful
+    if swept or fused:
         return out
     out += 4 * size * (2 + rule.buffers) + noise_bytes(engine, info)
     return out + (ROUNDING_BYTES * size if rounds and half_precision(info.data) else 0)

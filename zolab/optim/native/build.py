@@ -13,7 +13,7 @@ _HERE = Path(__file__).parent
 SOURCE = _HERE / "kernels.c"
 _HEADERS = tuple(
     _HERE / f"{name}.h"
-    for name in ("masks", "noise", "source", "sparse", "steps", "storage", "terms")
+    for name in ("masks", "noise", "product", "source", "sparse", "steps", "storage", "terms")
 )
 _PROBE = _HERE / "probe.py"
 

@@ -12,13 +12,14 @@
 
 #include "masks.h"
 #include "noise.h"
+#include "product.h"
 #include "source.h"
 #include "sparse.h"
 #include "steps.h"
 #include "storage.h"
 #include "terms.h"
 
-#define ABI 4
+#define ABI 5
 
 /* The entry points. Pointers are to element `offset` of the parameter, kept directions as well. */
 
@@ -149,6 +150,72 @@ void zo_pair(
             }
             store16(dtype, (uint16_t *)plus + at, up, n);
             store16(dtype, (uint16_t *)minus + at, down, n);
+        }
+    }
+}
+
+int32_t zo_max_rank(void) {
+    return MAX_RANK;
+}
+
+/* out[begin .. end][width] = rows of left @ right; left has `rank` columns, right as many rows. */
+void zo_product(
+    float *out, const float *left, const float *right, int32_t rank, int64_t width, int64_t begin,
+    int64_t end
+) {
+    double wide[MAX_RANK * ROWS];
+    for (int64_t row = begin; row < end; row += ROWS) {
+        const int rows = (int)(end - row < ROWS ? end - row : ROWS);
+        const Use use = {out + row * width, width, NULL};
+        widen(wide, left, row, rows, rank);
+        panel(&use, wide, right, width, rank, rows, width);
+    }
+}
+
+/* One term on some rows of a weight; the product goes by way of the cache. */
+static void term_product(
+    Source *source, int dtype, char *weight, int64_t row, int rows, int64_t width, Term term,
+    const double *wide, const float *right, int rank
+) {
+    float z[ROWS * PANEL];
+    const Use use = {z, PANEL, NULL};
+    const int size = dtype == FLOAT64 ? 8 : dtype == FLOAT32 ? 4 : 2;
+    for (int64_t at = 0; at < width; at += PANEL) {
+        const int n = (int)(width - at < PANEL ? width - at : PANEL);
+        if (term.a != 0.0)
+            panel(&use, wide, right + at, width, rank, rows, n);
+        for (int i = 0; i < rows; i++) {
+            const int64_t first = (row + i) * width + at;
+            const Tile tile = {(uint64_t)first, 0, n};
+            term.z = z + i * PANEL;
+            part(source, dtype, weight + size * first, NULL, tile, &term, 1);
+        }
+    }
+}
+
+/* Apply terms to rows begin .. end of a weight `width` wide; z of each is left @ right, see above. */
+void zo_sweep_product(
+    int32_t dtype, void *weight, int64_t begin, int64_t end, int64_t width, uint32_t pid,
+    const Term *terms, int32_t count, const float *const *left, const float *const *right,
+    int32_t rank
+) {
+    double wide[MAX_RANK * ROWS];
+    Source source;
+    source.pid = pid;
+    for (int64_t row = begin; row < end; row += ROWS) {
+        const int rows = (int)(end - row < ROWS ? end - row : ROWS);
+        for (int t = 0; t < count; t++) {
+            const Term *term = terms + t;
+            if (term->a != 0.0)
+                widen(wide, left[t], row, rows, rank);
+            if (term->a != 0.0 && dtype == FLOAT32) {
+                const Use use = {(float *)weight + row * width, width, term};
+                panel(&use, wide, right[t], width, rank, rows, width);
+            } else {
+                term_product(
+                    &source, dtype, weight, row, rows, width, *term, wide, right[t], rank
+                );
+            }
         }
     }
 }

@@ -8,7 +8,7 @@ from __future__ import annotations
 import ctypes
 import sys
 
-_ABI = 4
+_ABI = 5
 _ELEMENTS = 4099  # two tiles and a tail
 _HOW = ((1, 0, 0), (1, 1, 0), (0, 0, 1))  # steps divide, by a root, or take a sign
 # Philox4x32-10, key 0, counter 0: from the known-answer file of the authors' Random123 library.
@@ -91,6 +91,9 @@ def open_library(path: str) -> ctypes.CDLL:
         "zo_rows": (i32, at, at, i64, i64, i64, u64, u32, u32, at),
         "zo_sweep": (i32, i32, at, at, i64, i64, u64, u32, at, i32, at),
         "zo_pair": (i32, i32, at, at, i64, i64, u64, u32, u64, at, real, at, at, at),
+        "zo_max_rank": (),
+        "zo_product": (at, at, at, i32, i64, i64, i64),
+        "zo_sweep_product": (i32, at, i64, i64, i64, u32, at, i32, at, at, i32),
     }
     for name, arguments in signatures.items():
         function = getattr(lib, name, None)
@@ -98,7 +101,7 @@ def open_library(path: str) -> ctypes.CDLL:
             raise OSError(f"{path} has no {name}")
         function.argtypes = arguments
         function.restype = None
-    lib.zo_abi.restype = i32
+    lib.zo_abi.restype = lib.zo_max_rank.restype = i32
     if lib.zo_abi() != _ABI:
         raise OSError(f"{path} is of another version")
     return lib
@@ -122,6 +125,11 @@ def main(path: str) -> int:
     steps = [Step(ctypes.addressof(moment), None, looks, 1, *how, 0.1, 1.0, 1e-8) for how in _HOW]
     terms = (Term * 2)(Term(0.5, 0.9, 1, None, 1), Term(0.5, 1.0, 2, None, 0))
     updates = [(Term * 1)(Term(0.5, 0.9, 1, None, 1, ctypes.pointer(step))) for step in steps]
+    factor = (ctypes.c_float * 150)(*range(150))
+    factors = (ctypes.c_void_p * 2)(*2 * (ctypes.addressof(factor),))
+    lib.zo_product(weight, factor, factor, 3, 50, 0, 11)
+    for dtype in range(4):
+        lib.zo_sweep_product(dtype, weight, 0, 11, 50, 2, terms, 2, factors, factors, 3)
     for kind in range(3):
         lib.zo_fill(kind, weight, 0, _ELEMENTS, 5, 1, 2, 0, table)
         lib.zo_rows(kind, weight, rows, 0, 1, 77, 1, 2, 0, table)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from zolab.optim.backend import Term, apply_term_
+from zolab.optim.backend import Term
 from zolab.optim.directions import Direction
 from zolab.optim.engine import Engine, Update
-from zolab.optim.low_rank import LazyLowRank, product
+from zolab.optim.low_rank import LazyLowRank
 from zolab.optim.parameters import ParamInfo
+from zolab.optim.products import bound_of, snap_, sweep_
 from zolab.optim.rules.sgd import Rule, Sgd
 
 
@@ -59,12 +60,8 @@ class FactorMomentum(Rule):
         left, right = self._advance(direction, info, update)
         lr = update.lr[info.group]
         move = Term(-lr, update.seeds[0], 1.0 - lr * update.weight_decay[info.group], stochastic)
-        weight = info.data.view(-1)
-        at_once = direction.chunk(info.pid)
-        for start in range(0, len(weight), at_once):
-            part = weight[start : start + at_once]
-            step = product(lambda a, b: left[a:b], right, len(left), start, len(part))
-            apply_term_(part, step, move, info.pid, start, None)
+        left = snap_(left.clone(), left.shape[1], bound_of(left))
+        sweep_(info.data, info.pid, [move], {move.seed: (left, right.T)})
 
     def _advance(
         self, direction: LazyLowRank, info: ParamInfo, update: Update

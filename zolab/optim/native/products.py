@@ -1,0 +1,92 @@
+"""Products of thin factors, and sweeps along them, by the native kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from ctypes import c_void_p
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from zolab.optim import native
+from zolab.optim.native.pack import DTYPES, address, packed
+
+if TYPE_CHECKING:
+    from zolab.optim.backend import Term
+
+#: Rows of a product that C makes together; threads get whole lots of them.
+_ROWS = 8
+
+
+def takes(rank: int, *tensors: Tensor) -> bool:
+    """Whether the kernels can work on these weights or factors."""
+    # Which noise is asked for does not matter: none is made.
+    able = all(native.handles("gauss", tensor) for tensor in tensors)
+    return able and 0 < rank <= native._library().lib.zo_max_rank()
+
+
+def product(left: Tensor, right: Tensor) -> Tensor:
+    """`products.product` of factors that were snapped.
+
+    Args:
+        left: float32 (m, r), contiguous, CPU.
+        right: float32 (r, n), contiguous, CPU.
+
+    Returns:
+        float32 (m, n).
+
+    Raises:
+        ValueError: a tensor is something else.
+        RuntimeError: the kernels are not available.
+    """
+    on = native._library()
+    (m, rank), n = left.shape, right.shape[1]
+    out = torch.empty(m, n)
+    to = out.data_ptr()
+    first = address("left", left, torch.float32)
+    second = address("right", right, torch.float32, rank * n)
+
+    def run(begin: int, end: int) -> None:
+        on.lib.zo_product(to, first, second, rank, n, begin, end)
+
+    native._split(m, run, unit=_ROWS, weight=n)
+    return out
+
+
+def sweep(
+    weight: Tensor,
+    pid: int,
+    terms: Sequence[Term],
+    factors: Mapping[int, tuple[Tensor, Tensor]],
+) -> None:
+    """`products.sweep_` in one pass over memory.
+
+    Args:
+        weight: m n elements, contiguous, CPU; float32, float64, bfloat16 or float16; changed in
+            place.
+        pid: parameter id below 2**32.
+        terms: operations, applied in order, each rounded to the dtype of `weight`.
+        factors: by seed, left (m, r) and right (r, n), float32, contiguous, all of one shape.
+
+    Raises:
+        ValueError: a tensor is something else.
+        RuntimeError: the kernels are not available.
+    """
+    on = native._library()
+    left, right = next(iter(factors.values()))
+    (m, rank), n = left.shape, right.shape[1]
+    at = address("weight", weight, None, m * n)
+    packed, count = packed(terms), len(terms)
+    sides = (c_void_p * count)(), (c_void_p * count)()
+    for i, term in enumerate(terms):
+        if term.a != 0.0:
+            left, right = factors[term.seed]
+            sides[0][i] = address("left", left, torch.float32, m * rank)
+            sides[1][i] = address("right", right, torch.float32, rank * n)
+    dtype = DTYPES[weight.dtype]
+
+    def run(begin: int, end: int) -> None:
+        on.lib.zo_sweep_product(dtype, at, begin, end, n, pid, packed, count, *sides, rank)
+
+    native._split(m, run, unit=_ROWS, weight=n)

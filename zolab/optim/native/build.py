@@ -11,10 +11,8 @@ __all__ = ["BuildError", "library"]
 
 _HERE = Path(__file__).parent
 SOURCE = _HERE / "kernels.c"
-_HEADERS = tuple(
-    _HERE / f"{name}.h"
-    for name in ("masks", "noise", "product", "source", "sparse", "steps", "storage", "terms")
-)
+_NAMES = "masks noise product source sparse steps storage terms thin"
+_HEADERS = tuple(_HERE / f"{name}.h" for name in _NAMES.split())
 _PROBE = _HERE / "probe.py"
 
 # No contraction of a * b + c into one rounding: the bits are those of separate operations. The two

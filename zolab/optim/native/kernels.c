@@ -18,6 +18,7 @@
 #include "steps.h"
 #include "storage.h"
 #include "terms.h"
+#include "thin.h"
 
 #define ABI 5
 
@@ -218,4 +219,43 @@ void zo_sweep_product(
             }
         }
     }
+}
+
+/* Rank that zo_thin takes at most; 0 where it is not better than a BLAS. */
+int32_t zo_thin_rank(void) {
+#ifdef __AVX512F__
+    return MAX_RANK - 1;
+#else
+    return 0;
+#endif
+}
+
+/* out[i] += scale * (x[i] right^T, 1) left for the rows begin .. end of a batch: x is n wide, out m,
+ * right (rank, n), left (columns, m), where columns is rank or one more: what every row gets. */
+void zo_thin(
+    float *out, const float *x, const float *right, const float *left, int64_t begin, int64_t end,
+    int64_t n, int64_t m, int32_t rank, int32_t columns, float scale
+) {
+#ifdef __AVX512F__
+    float inner[LOT * MAX_RANK];
+    const int lot = rank > 8 ? LOT : AT_ONCE;
+    for (int64_t first = begin; first < end; first += lot) {
+        const int64_t last = end - first < lot ? end : first + lot;
+        for (int64_t row = first; row < last; row += AT_ONCE) {
+            float *those = inner + (row - first) * columns;
+            const float *some[AT_ONCE];
+            for (int i = 0; i < AT_ONCE; i++) {
+                some[i] = x + (row + i < last ? row + i : row) * n;
+                those[i * columns + columns - 1] = scale;
+            }
+            thin_in(those, some, right, n, rank, columns, scale);
+        }
+        for (int64_t c = 0; c < m; c += 64)
+            for (int64_t row = first; row < last; row += AT_ONCE)
+                thin_out(
+                    out + row * m + c, inner + (row - first) * columns, left + c, m, m - c, columns,
+                    last - row < AT_ONCE ? (int)(last - row) : AT_ONCE
+                );
+    }
+#endif
 }

@@ -93,6 +93,8 @@ def open_library(path: str) -> ctypes.CDLL:
         "zo_pair": (i32, i32, at, at, i64, i64, u64, u32, u64, at, real, at, at, at),
         "zo_max_rank": (),
         "zo_product": (at, at, at, i32, i64, i64, i64),
+        "zo_thin_rank": (),
+        "zo_thin": (at, at, at, at, i64, i64, i64, i64, i32, i32, ctypes.c_float),
         "zo_sweep_product": (i32, at, i64, i64, i64, u32, at, i32, at, at, i32),
     }
     for name, arguments in signatures.items():
@@ -101,7 +103,7 @@ def open_library(path: str) -> ctypes.CDLL:
             raise OSError(f"{path} has no {name}")
         function.argtypes = arguments
         function.restype = None
-    lib.zo_abi.restype = lib.zo_max_rank.restype = i32
+    lib.zo_abi.restype = lib.zo_max_rank.restype = lib.zo_thin_rank.restype = i32
     if lib.zo_abi() != _ABI:
         raise OSError(f"{path} is of another version")
     return lib
@@ -128,6 +130,7 @@ def main(path: str) -> int:
     factor = (ctypes.c_float * 150)(*range(150))
     factors = (ctypes.c_void_p * 2)(*2 * (ctypes.addressof(factor),))
     lib.zo_product(weight, factor, factor, 3, 50, 0, 11)
+    lib.zo_thin(weight, plus, factor, factor, 0, 5, 50, 37, 3, 4, 0.5)
     for dtype in range(4):
         lib.zo_sweep_product(dtype, weight, 0, 11, 50, 2, terms, 2, factors, factors, 3)
     for kind in range(3):

@@ -90,3 +90,41 @@ def sweep(
         on.lib.zo_sweep_product(dtype, at, begin, end, n, pid, packed, count, *sides, rank)
 
     native._split(m, run, unit=_ROWS, weight=n)
+
+
+def takes_thin(rank: int, *tensors: Tensor) -> bool:
+    """Whether `add_thin_` can work on these: float32, contiguous, CPU, and a CPU it is made for."""
+    able = all(t.dtype == torch.float32 and native.handles("gauss", t) for t in tensors)
+    return able and 0 < rank <= native._library().lib.zo_thin_rank()
+
+
+def add_thin_(
+    out: Tensor, x: Tensor, left: Tensor, right: Tensor, scales: Sequence[float]
+) -> Tensor:
+    """`factored.add_products_`, each row of the batch passed once, in any order of summing.
+
+    Args:
+        out: (rows, m), contiguous, changed in place; all float32 on the CPU.
+        x: (rows, n), contiguous.
+        left: (r, m) or (r + 1, m), contiguous.
+        right: (r, n), contiguous.
+        scales: factors on equal parts of the rows.
+
+    Returns:
+        out.
+    """
+    on = native._library()
+    (rows, m), (rank, n), columns = out.shape, right.shape, len(left)
+    to = native._pointer("out", out, torch.float32, rows * m)
+    at = native._pointer("x", x, torch.float32, rows * n)
+    sides = [native._pointer("factors", side, torch.float32) for side in (right, left)]
+    part = rows // len(scales)
+
+    def run(begin: int, end: int) -> None:
+        for i, scale in enumerate(scales):
+            first, last = max(begin, i * part), min(end, (i + 1) * part)
+            if first < last:
+                on.lib.zo_thin(to, at, *sides, first, last, n, m, rank, columns, scale)
+
+    native._split(rows, run, unit=4, weight=n + m)
+    return out

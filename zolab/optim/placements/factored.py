@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from zolab.optim.native import products as native
+
 
 def add_products_(
     out: Tensor, x: Tensor, left: Tensor, right: Tensor, scales: Sequence[float]
@@ -28,21 +30,19 @@ def add_products_(
     Returns:
         out.
     """
-    extra = left.shape[1] - right.shape[1]
-    thin = right.T.to(out.dtype, memory_format=torch.contiguous_format)
-    if extra:
-        thin = torch.cat((thin, thin.new_zeros(extra, len(right))))
+    rank, flat = right.shape[1], out.view(-1, out.shape[-1])
+    extra = left.shape[1] - rank
+    x = x.to(out.dtype).reshape(-1, x.shape[-1])
+    thin = right.T.to(out.dtype).contiguous()
+    left = left.T.to(out.dtype).contiguous()
+    if native.takes_thin(rank, flat, x, left, thin):
+        native.add_thin_(flat, x, left, thin, scales)
+        return out
     # With few columns the transposed product is several times as fast as x @ right.
-    inner = F.linear(x.to(out.dtype).reshape(-1, x.shape[-1]), thin)
+    inner = F.linear(x, torch.cat((thin, thin.new_zeros(extra, len(right)))) if extra else thin)
     if extra:
         inner[:, -extra:] = 1.0
-    left = left.to(out.dtype).T
-    halves = zip(
-        out.view(-1, out.shape[-1]).chunk(len(scales)),
-        inner.chunk(len(scales)),
-        scales,
-        strict=True,
-    )
-    for part, thin, scale in halves:
-        part.addmm_(thin, left, alpha=scale)
+    for part, scale in zip(inner.chunk(len(scales)), scales, strict=True):
+        part.mul_(scale)
+    flat.addmm_(inner, left)
     return out

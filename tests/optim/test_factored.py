@@ -18,9 +18,12 @@ from zolab.optim import (
     PerLayer,
     Subspace,
     ZeroOrder,
+    native,
 )
 from zolab.optim import engine as engine_module
 from zolab.optim.backend import Term, apply_term_
+from zolab.optim.native import products
+from zolab.optim.placements.factored import add_products_
 
 KINDS = {"lozo": lambda: LazyLowRank(2, 3), "subzero": lambda: Subspace(3, 3)}
 
@@ -192,3 +195,30 @@ def test_sweeps_in_pieces_are_the_whole_sweep(kind: str, monkeypatch) -> None:
         finals.append((losses, [p.detach().clone() for p in model.parameters()]))
     assert torch.equal(finals[0][0], finals[1][0])
     assert all(torch.equal(a, b) for a, b in zip(finals[0][1], finals[1][1], strict=True))
+
+
+@pytest.mark.skipif(
+    not (native.available() and native._library().lib.zo_thin_rank()), reason="no kernel here"
+)
+@pytest.mark.parametrize("rank", [1, 2, 3, 6, 48])
+@pytest.mark.parametrize("extra", [0, 1])
+def test_thin_products_in_one_pass_are_those_of_torch(rank: int, extra: int, monkeypatch) -> None:
+    drawn = torch.Generator().manual_seed(rank)
+    for rows, n, m, scales in (
+        (2, 37, 5, (0.5, -0.5)),
+        (78, 64, 130, (0.5, -0.5)),
+        (7, 9, 9, (2,)),
+    ):
+        x, out, left, right = (
+            torch.randn(shape, generator=drawn)
+            for shape in ((rows, 1, n), (rows, 1, m), (m, rank + extra), (n, rank))
+        )
+        found = add_products_(out.clone(), x, left, right, scales)
+        with monkeypatch.context() as plain:
+            plain.setattr(products, "takes_thin", lambda *_: False)
+            expected = add_products_(out.clone(), x, left, right, scales)
+        inner = torch.cat((x.double() @ right.double(), torch.ones(rows, 1, extra)), dim=-1)
+        sign = torch.tensor(scales).repeat_interleave(rows // len(scales)).view(-1, 1, 1)
+        exact = out + sign * (inner @ left.T.double())
+        for given in (found, expected):
+            assert torch.allclose(given.double(), exact, rtol=1e-5, atol=1e-4)

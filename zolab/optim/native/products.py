@@ -115,9 +115,9 @@ def add_thin_(
     """
     on = native._library()
     (rows, m), (rank, n), columns = out.shape, right.shape, len(left)
-    to = native._pointer("out", out, torch.float32, rows * m)
-    at = native._pointer("x", x, torch.float32, rows * n)
-    sides = [native._pointer("factors", side, torch.float32) for side in (right, left)]
+    to = address("out", out, torch.float32, rows * m)
+    at = address("x", x, torch.float32, rows * n)
+    sides = [address("factors", side, torch.float32) for side in (right, left)]
     part = rows // len(scales)
 
     def run(begin: int, end: int) -> None:

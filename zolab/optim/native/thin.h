@@ -30,7 +30,11 @@ static void thin_in(
     for (int64_t c = 0; c < n; c += 16) {                                                          \
         const __mmask16 lanes = first_lanes(n - c);                                                \
         __m512 row[AT_ONCE];                                                                       \
-        for (int i = 0; i < AT_ONCE; i++) row[i] = _mm512_maskz_loadu_ps(lanes, x[i] + c);         \
+        for (int i = 0; i < AT_ONCE; i++) {                                                        \
+            row[i] = _mm512_maskz_loadu_ps(lanes, x[i] + c);                                       \
+            if (k == 0)                                                                            \
+                __builtin_prefetch(x[i] + AT_ONCE * n + c);                                        \
+        }                                                                                          \
         for (int j = 0; j < COUNT; j++) {                                                          \
             const __m512 column = _mm512_maskz_loadu_ps(lanes, v[j] + c);                          \
             for (int i = 0; i < AT_ONCE; i++)                                                      \
@@ -63,9 +67,11 @@ static inline void thin_out(
     __m512 sum[AT_ONCE][4];
     for (int j = 0; j < 4; j++) lanes[j] = n > 16 * j ? first_lanes(n - 16 * j) : 0;
     for (int i = 0; i < AT_ONCE; i++)
-        for (int j = 0; j < 4; j++)
-            sum[i][j] = i < rows ? _mm512_maskz_loadu_ps(lanes[j], out + i * m + 16 * j)
-                                 : _mm512_setzero_ps();
+        for (int j = 0; j < 4; j++) {
+            float *to = out + i * m + 16 * j;
+            __builtin_prefetch(to + AT_ONCE * m, 1); /* the rows after these */
+            sum[i][j] = i < rows ? _mm512_maskz_loadu_ps(lanes[j], to) : _mm512_setzero_ps();
+        }
     for (int k = 0; k < columns; k++) {
         __m512 u[4];
         for (int j = 0; j < 4; j++)

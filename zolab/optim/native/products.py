@@ -77,7 +77,7 @@ def sweep(
     left, right = next(iter(factors.values()))
     (m, rank), n = left.shape, right.shape[1]
     at = address("weight", weight, None, m * n)
-    packed, count = packed(terms), len(terms)
+    told, count = packed(terms), len(terms)
     sides = (c_void_p * count)(), (c_void_p * count)()
     for i, term in enumerate(terms):
         if term.a != 0.0:
@@ -87,7 +87,7 @@ def sweep(
     dtype = DTYPES[weight.dtype]
 
     def run(begin: int, end: int) -> None:
-        on.lib.zo_sweep_product(dtype, at, begin, end, n, pid, packed, count, *sides, rank)
+        on.lib.zo_sweep_product(dtype, at, begin, end, n, pid, told, count, *sides, rank)
 
     native._split(m, run, unit=_ROWS, weight=n)
 

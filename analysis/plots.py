@@ -174,11 +174,11 @@ def speedup_figure(group: Group, colour: dict[str, str]) -> go.Figure | None:
                 )
             )
     base = html.escape(group.baseline.label, quote=False)
-    shape = layout(f"speedup over {base}, 95% interval<br>(arrow: a miss, or a bound)", "")
+    shape = layout(f"speedup over {base}<br>(arrow: a miss, or a bound)", "")
     ticks = _powers_of_two(left, right)
     edge = 0.015 * math.log10(right / left)  # for the arrows at the ends
     span = [math.log10(left) - edge, math.log10(right) + edge]
-    shape["xaxis"] |= {"type": "log", "range": span}
+    shape["xaxis"] |= {"type": "log", "range": span, "tickangle": 0}
     shape["xaxis"] |= {"tickvals": ticks, "ticktext": [f"{tick:g}×" for tick in ticks]}
     middles = [row * (len(axes) + 1) + (len(axes) - 1) / 2 for row in range(len(methods))]
     names = [html.escape(m.label, quote=False).replace(" + ", "<br>+ ") for m in methods]

@@ -23,14 +23,18 @@ MAX_CURVES = 12
 AXES = {"forwards_total": "forwards", "step": "steps", "train_seconds": "seconds"}
 
 
-def layout(x_title: str, y_title: str) -> dict[str, Any]:
-    """The layout of the report's figures, with room for the legend and a plain tool bar."""
-    shape = plots.layout(x_title, y_title)
+def dressed(shape: dict[str, Any]) -> dict[str, Any]:
+    """A layout of the report's figures, changed to have room for words and a plain tool bar."""
     for name in ("xaxis", "yaxis"):
         shape[name] |= {"automargin": True, "gridcolor": "#dde2e9", "linecolor": "#c6ccd6"}
         shape[name]["title"]["standoff"] = 8
     shape["modebar"] = {"bgcolor": "rgba(0,0,0,0)", "color": "#8a93a0", "activecolor": "#0b63ce"}
     return shape
+
+
+def layout(x_title: str, y_title: str) -> dict[str, Any]:
+    """The layout of a figure of the dashboard."""
+    return dressed(plots.layout(x_title, y_title))
 
 
 def safe(text: str) -> str:

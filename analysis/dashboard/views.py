@@ -109,7 +109,9 @@ def results(snapshot: Snapshot, cells: Sequence[Cell], baseline: str | None) -> 
         made = speedup.speedup_table(group)
         if figure is not None:
             title = html.H3(f"Speedup, {group.model} on {group.task}")
-            drawn = graph(figure, f"speedup-{number}", "Speedup over the baseline")
+            shape = drawing.dressed(figure.to_dict()["layout"])
+            drawn = graph({"data": figure.data, "layout": shape}, f"speedup-{number}",
+                          "Speedup over the baseline")  # fmt: skip
             panels.append(html.Section([title, drawn], className="card"))
         panels += [table(made)] if made is not None else []
     panels += [table(across.task_table(tasks)) for tasks in across.task_sets(groups)]

@@ -125,10 +125,7 @@ void zo_pair(
         if (chosen == NULL)
             for (int i = 0; i < n; i++) step[i] = z[i] * scale;
         else
-            for (int i = 0; i < n; i++) {
-                float moved = z[i] * scale;
-                step[i] = float_of(bits_of(moved) & (0u - (uint32_t)(chosen[i] != 0)));
-            }
+            times_live(step, chosen, z, scale, n);
         if (dtype == FLOAT64) {
             const double *w = (const double *)weight + at;
             double *p = (double *)plus + at, *m = (double *)minus + at;

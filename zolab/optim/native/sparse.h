@@ -6,12 +6,24 @@
 
 #define FEW (TILE / 8) /* places that are worked on at once */
 
+/* How many of live[0 .. n] are not 0. */
+static int live_count(const uint8_t *live, int n) {
+    int total = 0, i = 0;
+#ifdef __AVX512BW__
+    for (; i + 64 <= n; i += 64) {
+        const __m512i bytes = _mm512_loadu_si512(live + i);
+        total += __builtin_popcountll(_mm512_test_epi8_mask(bytes, bytes));
+    }
+#endif
+    for (; i < n; i++) total += live[i] != 0;
+    return total;
+}
+
 /* places[...] = i where live[i] != 0, in order; their number, or -1 if more than an eighth of the
  * tile is. `places` has room for n / 8 + 32. */
 static int live_places(const uint8_t *live, int n, uint16_t *places) {
-    int total = 0, count = 0, i = 0;
-    for (int j = 0; j < n; j++) total += live[j] != 0;
-    if (8 * total > n)
+    int count = 0, i = 0;
+    if (8 * live_count(live, n) > n)
         return -1;
 #ifdef __AVX512VBMI2__
     const __m512i step = _mm512_set1_epi16(32);

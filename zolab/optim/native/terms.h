@@ -32,6 +32,56 @@ static void axpy32(float *restrict w, const float *restrict z, float a, int n) {
     for (int i = 0; i < n; i++) w[i] = z[i] * a + w[i];
 }
 
+/* The same where a mask is set; no bit of the others changes. */
+static void scale32_live(float *restrict w, const uint8_t *restrict live, float s, int n) {
+    for (int i = 0; i < n; i++) w[i] = live[i] ? w[i] * s : w[i];
+}
+
+static void axpy32_live(
+    float *restrict w, const uint8_t *restrict live, const float *restrict z, float a, int n
+) {
+    int i = 0;
+#ifdef __AVX512BW__
+    const __m512 by = _mm512_set1_ps(a);
+    for (; i + 64 <= n; i += 64) {
+        const __m512i bytes = _mm512_loadu_si512(live + i);
+        const uint64_t set = _mm512_test_epi8_mask(bytes, bytes);
+        for (int j = 0; j < 64; j += 16) {
+            const __m512 was = _mm512_loadu_ps(w + i + j);
+            const __m512 step = _mm512_mul_ps(_mm512_loadu_ps(z + i + j), by);
+            _mm512_storeu_ps(w + i + j, _mm512_mask_add_ps(was, (__mmask16)(set >> j), step, was));
+        }
+    }
+#endif
+    for (; i < n; i++) {
+        const float sum = z[i] * a + w[i];
+        w[i] = live[i] ? sum : w[i];
+    }
+}
+
+/* out = z * a where a mask is set, else 0. */
+static void times_live(
+    float *restrict out, const uint8_t *restrict live, const float *restrict z, float a, int n
+) {
+    int i = 0;
+#ifdef __AVX512BW__
+    const __m512 by = _mm512_set1_ps(a);
+    for (; i + 64 <= n; i += 64) {
+        const __m512i bytes = _mm512_loadu_si512(live + i);
+        const uint64_t set = _mm512_test_epi8_mask(bytes, bytes);
+        for (int j = 0; j < 64; j += 16)
+            _mm512_storeu_ps(
+                out + i + j,
+                _mm512_maskz_mul_ps((__mmask16)(set >> j), _mm512_loadu_ps(z + i + j), by)
+            );
+    }
+#endif
+    for (; i < n; i++) {
+        const float step = z[i] * a;
+        out[i] = float_of(bits_of(step) & (0u - (uint32_t)(live[i] != 0)));
+    }
+}
+
 static void scale64(double *w, double s, int n) {
     for (int i = 0; i < n; i++) w[i] *= s;
 }
@@ -51,7 +101,6 @@ static void axpy64(double *restrict w, const float *restrict z, double a, int n)
         }                                                                                          \
     }
 DEFINE_SELECT(select16, uint16_t)
-DEFINE_SELECT(select32, uint32_t)
 DEFINE_SELECT(select64, uint64_t)
 
 /* One tile of float64 weights. */
@@ -88,6 +137,21 @@ static void terms32(
                 stochastic16(dtype, w, rounding(source, t->seed, tile), tile.n);
             unrounded = narrow;
         }
+    }
+}
+
+/* One tile of float32 weights, where a mask is set. */
+static void terms32_live(
+    Source *source, float *w, const uint8_t *live, Tile tile, const Term *terms, int count
+) {
+    for (const Term *t = terms; t < terms + count; t++) {
+        const float *move = t->step ? moved(source, t->step, tile) : NULL;
+        if (t->scale != 1.0)
+            scale32_live(w, live, (float)t->scale, tile.n);
+        if (t->a != 0.0)
+            axpy32_live(
+                w, live, move ? move : direction(source, t->z, t->seed, tile), (float)t->a, tile.n
+            );
     }
 }
 
@@ -139,7 +203,6 @@ static void part(
     union {
         float f[TILE];
         double d[TILE];
-        uint32_t u32[TILE];
         uint64_t u64[TILE];
     } work;
     uint16_t narrow[TILE];
@@ -169,13 +232,10 @@ static void part(
         }
     } else if (dtype == FLOAT32) {
         float *w = (float *)weight + tile.at;
-        if (chosen == NULL) {
+        if (chosen == NULL)
             terms32(source, dtype, w, tile, terms, count);
-        } else {
-            memcpy(work.f, w, n * sizeof *w);
-            terms32(source, dtype, work.f, tile, terms, count);
-            select32((uint32_t *)weight + tile.at, work.u32, chosen, tile.n);
-        }
+        else
+            terms32_live(source, w, chosen, tile, terms, count);
     } else {
         uint16_t *w = (uint16_t *)weight + tile.at;
         load16(dtype, work.f, w, tile.n);

@@ -182,15 +182,23 @@ def test_nothing_is_kept_where_something_moves_below_or_the_model_is_unknown() -
 
 def test_a_mask_of_layers_above_goes_with_it() -> None:
     """What a mask leaves alone in a step passes once for both signs, also above what is kept."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
     found = []
     for keep in (False, True):
-        model = frozen_below("llama", head=False)
-        model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone())
+        torch.manual_seed(3)
+        config = {**FAMILIES["llama"].config, "num_hidden_layers": 4}
+        model = LlamaForCausalLM(LlamaConfig(**config)).eval()
+        model.requires_grad_(False)
+        model.model.layers[1:].requires_grad_(True)
         scorer, _ = scorer_of(model)
         if keep:
-            scorer.keep(trained(model), [EXAMPLES], GB)
-        mask = LayerMask(0.0, always_active=["head"])
-        found.append(losses(optimizer_of(model, Paired, mask=mask), scorer, [EXAMPLES] * 3))
+            assert scorer.keep(trained(model), [EXAMPLES], GB)[0].start == 1
+        rows: list[int] = []
+        model.model.layers[2].register_forward_hook(lambda m, a, out, r=rows: r.append(len(a[0])))
+        optimizer = optimizer_of(model, Paired, mask=LayerMask(0.66))
+        found.append(losses(optimizer, scorer, [EXAMPLES] * 6))
+        assert set(rows) == {9, 18}
     for a, b in zip(*found, strict=True):
         assert a == pytest.approx(b, abs=1e-6)
 

@@ -160,9 +160,8 @@ MASKS = {
 @pytest.mark.parametrize(
     ("rule", "mask"),
     [
-        *(("momentum", mask) for mask in MASKS),
+        *(("momentum", "dense"), ("momentum", "few"), ("momentum", "small"), ("sign", "few")),
         *(("adam", "small"), ("adam_replayed", "few"), ("helene", "small"), ("helene", "layers")),
-        *(("sign", "few"), ("helene", "dense")),
     ],
 )
 def test_training_gives_the_bits_of_plain_torch(rule: str, mask: str, monkeypatch) -> None:
@@ -174,7 +173,7 @@ def test_training_gives_the_bits_of_plain_torch(rule: str, mask: str, monkeypatc
         optimizer = make(
             model, rule=RULES[rule](), mask=MASKS[mask](), placement=placement(), **options
         )
-        steps(optimizer, lm_closure(model), 4)
+        steps(optimizer, lm_closure(model), 3)
         kept = [t for key, t in sorted(optimizer.tensors().items()) if t.is_floating_point()]
         return [*(p.detach() for p in model.parameters()), *kept]
 

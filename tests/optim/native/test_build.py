@@ -22,6 +22,7 @@ from tests.optim.native.parts import (
     check_sweep,
     needs_compiler,
     random_mask,
+    specification,
     weights,
 )
 from zolab import clib
@@ -29,6 +30,7 @@ from zolab.optim import native
 from zolab.optim.bits import Places
 from zolab.optim.native import build, probe
 from zolab.optim.noise import NOISES
+from zolab.optim.products import sweep_
 
 
 class TestBuild:
@@ -100,6 +102,14 @@ class TestBuild:
             found, expected = weights(5000, dtype), weights(5000, dtype)
             native.sweep(kind, found, PID, TERMS["stochastic"], Places.of(few))
             native.sweep(kind, expected, PID, TERMS["stochastic"], few)
+            assert_same_bits(found, expected)
+        factors = torch.arange(27.0).view(9, 3) / 8, torch.arange(123.0).view(3, 41) / -8
+        both = {term.seed: factors for term in TERMS["stochastic"]}
+        for dtype in DTYPES:
+            found, expected = (weights(369, dtype).view(9, 41) for _ in range(2))
+            sweep_(found, PID, TERMS["stochastic"], both)
+            with specification():
+                sweep_(expected, PID, TERMS["stochastic"], both)
             assert_same_bits(found, expected)
 
     @needs_compiler

@@ -143,7 +143,7 @@ from zolab.optim.triton.launch import BLOCK, _OPTIONS
 TABLES = {"table": "*i64", "rows": "i32", "terms": "*i32", "levels": "*fp32"}
 SPREAD = {"out": "*fp32", "index": "*i64", "told": "*i64", "levels": "*fp32"}
 for kernel, given, constants in (
-    (kernels.sweep, TABLES, {"KIND": 0, "DTYPE": 2, "ALIGNED": True}),
+    (kernels.sweep, TABLES, {"KIND": 0, "DTYPE": 2, "ALIGNED": True, "STEPS": False}),
     (kernels.sweep, TABLES, {"KIND": 1, "DTYPE": 1, "ALIGNED": True, "STEPS": True}),
     (kernels.pair, TABLES, {"KIND": 1, "DTYPE": 1, "ALIGNED": True}),
     (kernels.spread, SPREAD, {"KIND": 2}),

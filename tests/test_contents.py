@@ -32,16 +32,6 @@ def composed() -> dict[str, Any]:
     return compose.resolve(compose.compose())
 
 
-@pytest.fixture
-def data_dir(tmp_path: Path) -> Path:
-    return Path(shutil.copytree(assets.task_dir("uci_sent"), tmp_path / "data"))
-
-
-@pytest.fixture
-def model_dir(tmp_path: Path) -> Path:
-    return Path(shutil.copytree(assets.model_dir("opt-prompt-2m"), tmp_path / "model"))
-
-
 def test_relative_folders_become_absolute(
     data_dir: Path, model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

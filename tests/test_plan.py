@@ -127,6 +127,16 @@ def test_mistakes_are_told_in_one_line(capsys) -> None:
     assert "expected a number > 0" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["mine", "Zoë's"])
+def test_yaml_of_ones_own_is_planned(tmp_path: Path, capsys, name: str) -> None:
+    folder = tmp_path / name
+    (folder / "task").mkdir(parents=True)
+    lines = ["defaults: [uci_sent, _self_]", "name: mine"]
+    (folder / "task" / "mine.yaml").write_text("\n".join(lines))
+    assert main(["plan", "--config-dir", str(folder), "task=mine", "seed=0,1"]) == 0
+    assert "2 cells: 2 planned" in capsys.readouterr().out
+
+
 def test_a_plan_loads_no_torch() -> None:
     code = "from zolab.verbs.plan import plan_rows; plan_rows(['seed=0,1'])"
     done = subprocess.run(

@@ -152,7 +152,7 @@ def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
     """Hydra's own options (with their values) apart from the overrides.
 
     Raises:
-        UserError: an option that does not exist.
+        UserError: an option that does not exist, or lacks its value.
     """
     options: list[str] = []
     overrides: list[str] = []
@@ -170,6 +170,8 @@ def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
             takes_value = argument in _OPTIONS
         else:
             overrides.append(argument)
+    if takes_value:
+        raise UserError(f"{options[-1]}: a value must follow")
     return options, overrides
 
 
@@ -350,3 +352,6 @@ VERBS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "logs": (_sweep_verb("logs"), "what the process of a cell printed; -f follows it"),
     "clean": (_sweep_verb("clean"), "remove what finished cells no longer need"),
 }
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -157,6 +157,9 @@ def test_a_session_in_a_browser(browser: Any, serve: Callable[[Path], str], tmp_
     # A narrow screen scrolls down, not sideways.
     browser.set_window_size(500, 900)
     _until(browser, "document.documentElement.scrollWidth <= window.innerWidth + 1")
+    # There the tool bar of a figure would lie on its first row.
+    bars = "[...document.querySelectorAll('.graph .modebar-container')]"
+    _until(browser, f"{bars}.length && {bars}.every(bar => bar.offsetParent === null)")
     _quiet(browser)
 
 

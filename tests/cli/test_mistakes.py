@@ -138,6 +138,8 @@ def test_several_values_without_m_and_keys_given_twice_are_refused(
         (["repot", "runs"], "repot: no such verb; did you mean 'report'?"),
         (["xyz"], "xyz: no such verb (verbs: plan, doctor, report"),
         (["--multirn"], "--multirn: no such option; did you mean '--multirun'?"),
+        (["--config-dir"], "--config-dir: a value must follow"),
+        (["plan", "--config-dir", "no"], "--config-dir no: expected a folder with YAML files"),
         (["replay", "nope", "--step", "1", "--out", "x"], "RUN = 'nope': no run directory"),
         (["replay", "nope", "--step", "-1", "--out", "x"], "expected a whole number >= 0"),
         (["replay", "nope"], "the following arguments are required: --out, --step"),

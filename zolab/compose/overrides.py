@@ -36,7 +36,7 @@ def prepare_overrides(overrides: Iterable[str]) -> list[str]:
     parser = OverridesParser.create()
     prepared = []
     given: dict[str, str] = {}
-    for text in overrides:
+    for text in map(_quoted, overrides):
         try:
             override = parser.parse_override(text)
         except HydraException as error:
@@ -61,6 +61,14 @@ def prepare_overrides(overrides: Iterable[str]) -> list[str]:
             text = "++" + text.lstrip("+")
         prepared.append(text)
     return prepared
+
+
+def _quoted(text: str) -> str:
+    """The override with its value in quotes where Hydra's grammar, which is ASCII, needs them."""
+    key, equals, value = text.partition("=")
+    if value.isascii() or not value.isprintable() or set(value) & set("'\"[]{}(),\\$"):
+        return text
+    return f"{key}{equals}'{value}'"
 
 
 def _look_over_choice(text: str, override: Any) -> None:

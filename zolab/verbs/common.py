@@ -28,6 +28,29 @@ def run_parser(verb: str, description: str) -> Parser:
     return parser
 
 
+def cell_parser(verb: str, description: str, overrides: str) -> Parser:
+    """A parser with the arguments KEY=VALUE (described by `overrides`) and --config-dir."""
+    parser = Parser(prog=f"zolab {verb}", description=description)
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=overrides)
+    parser.add_argument("--config-dir", "-cd", type=Path, help="a folder with further YAML files")
+    return parser
+
+
+def overrides_of(options: argparse.Namespace) -> list[str]:
+    """The overrides given to a `cell_parser`, with its folder on Hydra's search path.
+
+    Raises:
+        UserError: `--config-dir` names no folder.
+    """
+    folder: Path | None = options.config_dir
+    if folder is None:
+        return list(options.overrides)
+    if not folder.is_dir():
+        raise UserError(f"--config-dir {folder}: expected a folder with YAML files")
+    place = str(folder.resolve()).replace("'", "\\'")
+    return [f"hydra.searchpath=['file://{place}']", *options.overrides]
+
+
 def step_number(text: str) -> int:
     """A step as argparse wants it."""
     if not text.isdigit():

@@ -16,7 +16,7 @@ from zolab import compose, costs
 from zolab.config.contents import stored_shape
 from zolab.costs.speed import Speed, write_speed
 from zolab.errors import UserError
-from zolab.verbs.common import Parser
+from zolab.verbs.common import cell_parser, overrides_of
 
 _GIB = float(1 << 30)
 #: More cut prompts than this share are worth a word.
@@ -42,12 +42,9 @@ def doctor(arguments: Sequence[str]) -> int:
 
     Nothing is left behind but the measured speed, which `zolab plan` reads.
     """
-    parser = Parser(
-        prog="zolab doctor",
-        description="Prompt, tokens, batches, memory, self-check and one timed step of a cell.",
-    )
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for a run")
-    overrides = parser.parse_args(list(arguments)).overrides
+    description = "Prompt, tokens, batches, memory, self-check and one timed step of a cell."
+    parser = cell_parser("doctor", description, "as for a run")
+    overrides = overrides_of(parser.parse_args(list(arguments)))
     cell = compose.check(compose.compose(compose.prepare_overrides(overrides)))
     report = Report()
     report.say(

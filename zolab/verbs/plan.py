@@ -17,7 +17,7 @@ from zolab.config import check_tree
 from zolab.config.contents import bytes_to_hash, stored_shape
 from zolab.costs.speed import read_speed
 from zolab.errors import UserError
-from zolab.verbs.common import Parser
+from zolab.verbs.common import cell_parser, overrides_of
 
 _GB, _GIB = 1e9, float(1 << 30)
 #: A folder of weights larger than this is not hashed only to name its cells.
@@ -274,18 +274,18 @@ def _speed_source(rows_root: Path, flops: float | None, rate: float | None) -> s
 
 
 def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    parser = Parser(
-        prog="zolab plan",
-        description="List the cells of a grid with their state, memory, disk and GPU-hours.",
+    parser = cell_parser(
+        "plan",
+        "List the cells of a grid with their state, memory, disk and GPU-hours.",
+        "as for a run or sweep",
     )
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for a run or sweep")
     parser.add_argument("-m", "--multirun", action="store_true", help="understood without it")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--tokens", type=_positive, help="tokens of a row, for every task")
     parser.add_argument("--flops", type=_positive, help="useful FLOP/s of the device")
     parser.add_argument("--tokens-per-second", type=_positive, help="of one forward pass")
     options = parser.parse_args(list(arguments))
-    return options, options.overrides
+    return options, overrides_of(options)
 
 
 def _positive(text: str) -> float:

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from tests.optim.native.parts import DTYPES, TERMS, assert_same_bits, needs_compiler, specification
-from zolab.optim import LazyLowRank, Subspace, native
+from zolab.optim import LazyLowRank, Subspace
 from zolab.optim.backend import Term, apply_term_
+from zolab.optim.native import jobs
 from zolab.optim.products import bound_of, product, snap_, sweep_
 
 CPU = torch.device("cpu")
@@ -74,7 +75,7 @@ def test_native_sweeps_are_those_of_plain_torch(dtype, m: int, n: int, rank: int
 @needs_compiler
 def test_threads_change_no_bit() -> None:
     m, n, before = 777, 500, torch.get_num_threads()
-    assert m * n > native.PARALLEL_FROM
+    assert m * n > jobs.PARALLEL_FROM
     both, found = {5: factors(m, n, 2)}, []
     try:
         for threads in (1, 2, 3):

@@ -110,6 +110,7 @@ def sweep_(
         return
     if mask is None and not has_state(terms) and source.sweep(weight, pid, terms):
         return
+    fast.settle()  # a sweep of these weights by kernels may be waiting
     mask = limit.of(weight) if limit else mask
     flat = weight.view(-1)
     keep = None if mask is None else mask.view(-1)

@@ -5,13 +5,14 @@ All give the same bits, so the choice is made tensor by tensor and nothing else 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import ModuleType
 
 import torch
 from torch import Tensor
 
 from zolab.optim import native, triton
-from zolab.optim.triton import settle, together
 
 __all__ = ["handles", "kernels", "makes", "name", "settle", "together"]
 
@@ -44,3 +45,19 @@ def name(kind: str | None, tensor: Tensor) -> str:
     """What sweeps over a tensor go by: "cpp", "triton" or "torch"."""
     on = kernels(kind, tensor)
     return "torch" if on is None else on.NAME
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """Sweeps are collected and made at the end, over many parameters at once.
+
+    Whoever looks at the weights before that calls `settle` first.
+    """
+    with native.together(), triton.together():
+        yield
+
+
+def settle() -> None:
+    """Make the sweeps that `together` has collected so far."""
+    native.settle()
+    triton.settle()

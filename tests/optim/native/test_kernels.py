@@ -27,6 +27,7 @@ from zolab.optim import Gaussian, Rademacher, backend, native
 from zolab.optim.backend import Limit, Term
 from zolab.optim.bits import pack_bits, unpack_bits
 from zolab.optim.directions import Direction
+from zolab.optim.native import jobs
 from zolab.optim.noise import NOISES
 
 
@@ -70,7 +71,7 @@ class TestEquality:
 
     @pytest.mark.parametrize("threads", [1, 2, 3])
     def test_threads_change_nothing(self, threads: int) -> None:
-        size = native.PARALLEL_FROM + 12345
+        size = jobs.PARALLEL_FROM + 12345
         start, mask = weights(size, torch.bfloat16), random_mask(size)
         filled, swept = torch.empty(size), start.clone()
         plus, minus = torch.empty_like(start), torch.empty_like(start)
@@ -202,7 +203,7 @@ class TestEquality:
     @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
     def test_a_forked_child_has_threads_of_its_own(self) -> None:
         torch.set_num_threads(2)
-        out = torch.empty(native.PARALLEL_FROM)
+        out = torch.empty(jobs.PARALLEL_FROM)
         native.fill("rademacher", out, 1, 2)
         child = os.fork()
         if child == 0:

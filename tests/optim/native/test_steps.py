@@ -42,6 +42,7 @@ from zolab.optim import (
 from zolab.optim.backend import Limit, Term
 from zolab.optim.bits import Places, pack_bits
 from zolab.optim.moments import Look, Step
+from zolab.optim.native import jobs
 
 pytestmark = [needs_compiler, pytest.mark.usefixtures("_built")]
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -78,7 +79,7 @@ def test_bits_under_a_mask(name: str, dtype: torch.dtype, form: str) -> None:
 
 
 def test_threads_chunks_and_kept_noise_change_nothing(monkeypatch) -> None:
-    monkeypatch.setattr(native, "PARALLEL_FROM", 0)
+    monkeypatch.setattr(jobs, "PARALLEL_FROM", 0)
     size = 5 * 2048 + 3
     for name, kind in itertools.product(("momentum", "adam", "helene"), KINDS):
         weight, mask = weights(size, torch.bfloat16), random_mask(size)

@@ -9,10 +9,11 @@ from tests.optim.tiny import lm_closure, opt, same_bits
 from zolab.optim import Gaussian, InPlace, Rademacher, ZeroOrder, native
 from zolab.optim.backend import Term
 from zolab.optim.directions import Kept
+from zolab.optim.native import jobs
 from zolab.optim.native.walk import walk
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="needs a C compiler")
-SIZES = {3: 1, 4: 17, 9: 4099, 2: native.PARALLEL_FROM + 5}
+SIZES = {3: 1, 4: 17, 9: 4099, 2: jobs.PARALLEL_FROM + 5}
 
 
 @pytest.mark.parametrize("kind", ["gauss", "gauss8"])

@@ -14,26 +14,25 @@ import functools
 import logging
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
-from ctypes import CDLL, byref
+from collections.abc import Mapping, Sequence
+from ctypes import pointer
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from zolab.optim.moments import has_state
+from zolab.optim.native import jobs, probe
 from zolab.optim.native.build import BuildError, library
+from zolab.optim.native.jobs import TILE, Library, settle, together
 from zolab.optim.native.pack import DTYPES, MASK64, address, packed
-from zolab.optim.native.probe import Mask as _CMask
-from zolab.optim.native.probe import open_library
 
 if TYPE_CHECKING:
     from zolab.optim.backend import Limit, Term
     from zolab.optim.bits import Places
     from zolab.optim.moments import Step
 
-__all__ = ["available", "fill", "handles", "pair", "rows", "sweep"]
+__all__ = ["available", "fill", "handles", "pair", "rows", "settle", "sweep", "together"]
 
 #: Name in the benchmark and in `zolab doctor`.
 NAME = "cpp"
@@ -48,26 +47,13 @@ STEPS = frozenset({torch.float32, torch.bfloat16, torch.float16})
 _LOG = logging.getLogger(__name__)
 _KINDS = {"gauss": 0, "gauss8": 1, "rademacher": 2}
 
-#: Below this many elements a second thread costs more than it saves.
-PARALLEL_FROM = 1 << 18
-#: Threads get whole tiles of kernels.c; a cut elsewhere would make the noise of a tile twice.
-_TILE = 2048
-
-
-class _Loaded:
-    """The library and what every call needs."""
-
-    def __init__(self, lib: CDLL, table: Tensor) -> None:
-        self.lib = lib
-        self.table = table  # keeps the memory that `levels` points to
-        self.levels = table.data_ptr()
+#: Elements of a mask held as bytes beyond which it is not kept waiting.
+_LARGE_MASK = 1 << 20
 
 
 _lock = threading.Lock()
-_loaded: _Loaded | None = None
+_loaded: Library | None = None
 _failure: str | None = None  # why there is none; set once
-_pool: ThreadPoolExecutor | None = None
-_pool_size = 0
 
 
 def available() -> bool:
@@ -125,12 +111,8 @@ def fill(kind: str, out: Tensor, seed: int, pid: int, offset: int = 0, stream: i
     """
     on = _library()
     at = address("out", out, torch.float32)
-    code, seed = _KINDS[kind], seed & MASK64
-
-    def run(begin: int, end: int) -> None:
-        on.lib.zo_fill(code, at, begin, end, offset, seed, pid, stream, on.levels)
-
-    _split(out.numel(), run)
+    asked = probe.Fill(_KINDS[kind], pid, stream, at, offset, seed & MASK64, on.levels)
+    on.run([on.lot("zo_fill", asked, out.numel())])
 
 
 def rows(kind: str, index: Tensor, width: int, seed: int, pid: int, stream: int = 0) -> Tensor:
@@ -139,12 +121,9 @@ def rows(kind: str, index: Tensor, width: int, seed: int, pid: int, stream: int 
     index = index.contiguous()
     out = torch.empty(len(index), width)
     to, at = out.data_ptr(), address("index", index, torch.int64)
-    code, seed = _KINDS[kind], seed & MASK64
-
-    def run(begin: int, end: int) -> None:
-        on.lib.zo_rows(code, to, at, begin, end, width, seed, pid, stream, on.levels)
-
-    _split(len(index), run, unit=1, weight=width)
+    row = probe.Fill(_KINDS[kind], pid, stream, to, 0, seed & MASK64, on.levels)
+    asked = probe.Rows(row, at, width)
+    on.run([on.lot("zo_rows", asked, len(index), unit=1, weight=width)])
     return out
 
 
@@ -185,16 +164,12 @@ def sweep(
     at = address("weight", weight)
     if has_state(terms) and weight.dtype not in STEPS:
         raise ValueError(f"weight: {weight.dtype}: steps with moments are for 32 and 16 bits")
-    chosen = _mask(mask, weight, limit, split, offset)
-    told, count = packed(terms, weight.numel(), kept), len(terms)
-    code, dtype = _KINDS[kind], DTYPES[weight.dtype]
-
-    def run(begin: int, end: int) -> None:
-        on.lib.zo_sweep(
-            code, dtype, at, byref(chosen), begin, end, offset, pid, told, count, on.levels
-        )
-
-    _split(weight.numel(), run)
+    chosen = pointer(_mask(mask, weight, limit, split, offset))
+    told, code = packed(terms, weight.numel(), kept), (_KINDS[kind], DTYPES[weight.dtype])
+    asked = probe.Sweep(*code, len(terms), pid, at, chosen, offset, told, on.levels)
+    jobs.sweep(on, at, on.lot("zo_sweep", asked, weight.numel()), (asked, weight, mask, kept))
+    if isinstance(mask, Tensor) and mask.dtype == torch.bool and mask.numel() > _LARGE_MASK:
+        settle()  # it was spread out for this sweep alone: do not let many of them pile up
 
 
 def pair(
@@ -230,36 +205,18 @@ def pair(
     size = weight.numel()
     at = address("weight", weight)
     limit = mask if isinstance(mask, Limit) else None
-    chosen = _mask(None if limit else mask, weight, limit, offset=offset)
+    chosen = pointer(_mask(None if limit else mask, weight, limit, offset=offset))
     plus = address("out_plus", out_plus, weight.dtype, size)
     minus = address("out_minus", out_minus, weight.dtype, size)
     if size and len({at, plus, minus}) < 3:
         raise ValueError("weight, out_plus and out_minus must not share memory")
     z = None if kept is None else address("kept", kept, torch.float32, size)
-    code, dtype, seed = _KINDS[kind], DTYPES[weight.dtype], seed & MASK64
-
-    def run(begin: int, end: int) -> None:
-        on.lib.zo_pair(
-            code,
-            dtype,
-            at,
-            byref(chosen),
-            begin,
-            end,
-            offset,
-            pid,
-            seed,
-            z,
-            eps,
-            plus,
-            minus,
-            on.levels,
-        )
-
-    _split(size, run)
+    code, seed = (_KINDS[kind], DTYPES[weight.dtype]), seed & MASK64
+    asked = probe.Pair(*code, pid, at, chosen, offset, seed, z, eps, plus, minus, on.levels)
+    on.run([on.lot("zo_pair", asked, size)])
 
 
-def _library() -> _Loaded:
+def _library() -> Library:
     if not available() or _loaded is None:
         raise RuntimeError(f"native kernels are not available: {_failure or 'ZOLAB_NATIVE=0'}")
     return _loaded
@@ -271,7 +228,7 @@ def _mask(
     limit: Limit | None,
     split: int = 0,
     offset: int = 0,
-) -> _CMask:
+) -> probe.Mask:
     """A mask as C takes it: held as bytes, bits or places, or decided from the weights, or both."""
     at, starts, form, size = None, None, 0, weight.numel()
     if mask is not None and not isinstance(mask, Tensor):
@@ -279,7 +236,7 @@ def _mask(
             raise ValueError(f"mask: expected places of {mask.size} elements and no limit")
         form = 3
         at = address("mask", mask.places, torch.int16)
-        starts = address("mask", mask.starts, torch.int32, -(-mask.size // _TILE) + 1)
+        starts = address("mask", mask.starts, torch.int32, -(-mask.size // TILE) + 1)
     elif mask is not None:
         form = 2 if mask.dtype == torch.uint8 else 1
         if form == 2 and offset % 8:
@@ -287,43 +244,10 @@ def _mask(
         dtype, length = (torch.uint8, -(-size // 8)) if form == 2 else (torch.bool, size)
         at = address("mask", mask, dtype, length)
     if limit is None:
-        return _CMask(at, starts, form, 0, 0.0, 0)
+        return probe.Mask(at, starts, form, 0, 0.0, 0)
     # torch compares in the dtype of the weights.
     threshold = float(torch.tensor(limit.threshold, dtype=weight.dtype))
-    return _CMask(at, starts, form, 1 if limit.below else 2, threshold, split)
-
-
-def _split(count: int, run: Callable[[int, int], None], unit: int = _TILE, weight: int = 1) -> None:
-    """Run over [0, count) in as many threads as torch uses; C releases the interpreter lock.
-
-    Args:
-        unit: pieces begin at multiples of this.
-        weight: elements per item.
-    """
-    threads = min(torch.get_num_threads(), count // unit)
-    if threads < 2 or count * weight < PARALLEL_FROM:
-        if count:
-            run(0, count)
-        return
-    cuts = [count * i // threads // unit * unit for i in range(threads)] + [count]
-    pool = _workers(threads - 1)
-    others = [pool.submit(run, cuts[i], cuts[i + 1]) for i in range(1, threads)]
-    try:
-        run(cuts[0], cuts[1])
-    finally:
-        wait(others)  # even when interrupted: they write to the caller's memory
-    for other in others:
-        other.result()
-
-
-def _workers(count: int) -> ThreadPoolExecutor:
-    """The one pool of this process: plain threads, so that no second OpenMP runtime comes in."""
-    global _pool, _pool_size
-    with _lock:
-        if _pool is None or _pool_size < count:
-            # A smaller pool is not shut down: another thread may be about to use it.
-            _pool, _pool_size = ThreadPoolExecutor(count, thread_name_prefix="zolab-native"), count
-        return _pool
+    return probe.Mask(at, starts, form, 1 if limit.below else 2, threshold, split)
 
 
 def _load() -> None:
@@ -338,18 +262,19 @@ def _load() -> None:
             _LOG.warning("native kernels are off, plain torch is used instead: %s", _failure)
 
 
-def _open() -> _Loaded:
+def _open() -> Library:
     """Load the library and compare a few elements of every noise with the specification."""
     # Here, because noise.py may in turn ask this module for its work.
     from zolab.optim.noise import NOISES, gauss8_table
 
     path = library()
-    on = _Loaded(open_library(str(path)), gauss8_table())
+    on = Library(probe.open_library(str(path)), gauss8_table())
     seed, pid, count = 0x9E3779B97F4A7C15, 7, 1024
     for kind, code in _KINDS.items():
         noise = NOISES[kind]()
         made = torch.empty(count)
-        on.lib.zo_fill(code, made.data_ptr(), 0, count, 0, seed, pid, 0, on.levels)
+        asked = probe.Fill(code, pid, 0, made.data_ptr(), 0, seed, on.levels)
+        on.run([on.lot("zo_fill", asked, count)])
         if not torch.equal(
             made, noise.blocks(torch.arange(count // noise.per_block), seed, pid).view(-1)
         ):
@@ -364,12 +289,13 @@ def _forget() -> None:
         _loaded = _failure = None
 
 
-def _drop_pool() -> None:
-    """In a forked child: the pool's threads stayed in the parent, and so may have the lock."""
-    global _pool, _pool_size, _lock
+def _in_child() -> None:
+    """In a forked child: OpenMP's threads stayed in the parent, and it would wait for them."""
+    global _lock
     _lock = threading.Lock()
-    _pool, _pool_size = None, 0
+    if _loaded is not None:
+        _loaded.leave_team()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_drop_pool)
+    os.register_at_fork(after_in_child=_in_child)

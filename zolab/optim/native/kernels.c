@@ -10,6 +10,7 @@
  */
 #include <stddef.h>
 
+#include "jobs.h"
 #include "masks.h"
 #include "noise.h"
 #include "product.h"
@@ -20,9 +21,10 @@
 #include "terms.h"
 #include "thin.h"
 
-#define ABI 5
+#define ABI 6
 
-/* The entry points. Pointers are to element `offset` of the parameter, kept directions as well. */
+/* The entry points. Pointers are to element `offset` of the parameter, kept directions as well.
+ * Those that take a range are what lots run. */
 
 int32_t zo_abi(void) {
     return ABI;
@@ -32,84 +34,146 @@ int32_t zo_tile(void) {
     return TILE;
 }
 
+/* Whose threads `zo_run` takes; NULL: nobody's. */
+void zo_team(void *parallel, void *number, void *threads) {
+    team.parallel = (void (*)(void (*)(void *), void *, unsigned, unsigned))parallel;
+    team.number = (int (*)(void))number;
+    team.threads = (int (*)(void))threads;
+}
+
+/* One thread's share of some lots. */
+void zo_share(const Lot *lots, int32_t count, int32_t thread, int32_t threads) {
+    share_of(lots, count, thread, threads);
+}
+
+/* Lots in as many threads of the team. */
+void zo_run(const Lot *lots, int32_t count, int32_t threads) {
+    Lots all = {lots, count};
+    if (threads > 1 && team.parallel != NULL)
+        team.parallel(in_team, &all, (unsigned)threads, 0);
+    else
+        share_of(lots, count, 0, 1);
+}
+
 /* Four words of one counter, for comparison with the published answers. */
 void zo_philox(uint64_t block, uint64_t seed, uint32_t pid, uint32_t stream, uint32_t *out) {
     block_words(out, block, 1, seed, pid, stream);
 }
 
-/* out[begin .. end] = elements offset + begin .. offset + end of a stream. */
-void zo_fill(
-    int32_t kind, float *out, int64_t begin, int64_t end, uint64_t offset, uint64_t seed,
-    uint32_t pid, uint32_t stream, const float *table
-) {
-    for (Tile tile = tile_at(offset, begin, end); tile.n > 0;
-         tile = tile_at(offset, tile.at + tile.n, end))
-        noise_tile(kind, out + tile.at, tile.first, tile.n, seed, pid, stream, table);
-}
+typedef struct {
+    int32_t kind;
+    uint32_t pid, stream;
+    float *out;
+    uint64_t offset, seed;
+    const float *table;
+} Fill;
 
-/* out[begin .. end][width] = rows index[begin .. end] of a parameter that is `width` wide. */
-void zo_rows(
-    int32_t kind, float *out, const int64_t *index, int64_t begin, int64_t end, int64_t width,
-    uint64_t seed, uint32_t pid, uint32_t stream, const float *table
-) {
-    for (int64_t row = begin; row < end; row++)
-        zo_fill(
-            kind, out + row * width, 0, width, (uint64_t)(index[row] * width), seed, pid, stream,
-            table
+/* out[begin .. end] = elements offset + begin .. offset + end of a stream. */
+static void fill(const Fill *a, int64_t begin, int64_t end) {
+    for (Tile tile = tile_at(a->offset, begin, end); tile.n > 0;
+         tile = tile_at(a->offset, tile.at + tile.n, end))
+        noise_tile(
+            a->kind, a->out + tile.at, tile.first, tile.n, a->seed, a->pid, a->stream, a->table
         );
 }
 
+void zo_fill(const void *asked, int64_t begin, int64_t end) {
+    fill(asked, begin, end);
+}
+
+typedef struct {
+    Fill each; /* of the first row; its offset is of no use */
+    const int64_t *index;
+    int64_t width;
+} Rows;
+
+/* out[begin .. end][width] = rows index[begin .. end] of a parameter that is `width` wide. */
+void zo_rows(const void *asked, int64_t begin, int64_t end) {
+    const Rows *a = asked;
+    for (int64_t row = begin; row < end; row++) {
+        Fill one = a->each;
+        one.out += row * a->width;
+        one.offset = (uint64_t)(a->index[row] * a->width);
+        fill(&one, 0, a->width);
+    }
+}
+
+typedef struct {
+    int32_t kind, dtype, count;
+    uint32_t pid;
+    void *weight;
+    const Mask *mask;
+    uint64_t offset;
+    const Term *terms;
+    const float *table;
+} Sweep;
+
 /* Apply terms to weight[begin .. end]. A mask of bits begins with the parameter. */
-void zo_sweep(
-    int32_t kind, int32_t dtype, void *weight, const Mask *mask, int64_t begin, int64_t end,
-    uint64_t offset, uint32_t pid, const Term *terms, int32_t count, const float *table
-) {
+void zo_sweep(const void *asked, int64_t begin, int64_t end) {
+    const Sweep *a = asked;
+    const Mask *mask = a->mask;
+    const Term *terms = a->terms;
+    const int dtype = a->dtype, count = a->count;
     uint8_t before[TILE], after[TILE];
     uint16_t spare[TILE];
     Source source;
-    source.kind = kind;
-    source.pid = pid;
-    source.table = table;
+    source.kind = a->kind;
+    source.pid = a->pid;
+    source.table = a->table;
     const int split = mask->limit ? mask->split : count, steps = has_step(terms, count);
-    for (Tile tile = tile_at(offset, begin, end); tile.n > 0;
-         tile = tile_at(offset, tile.at + tile.n, end)) {
+    for (Tile tile = tile_at(a->offset, begin, end); tile.n > 0;
+         tile = tile_at(a->offset, tile.at + tile.n, end)) {
         if (mask->form == PLACES && !steps) {
             int few;
             const uint16_t *places = places_of(mask, spare, tile, &few);
-            fetch_ahead(mask, (char *)weight, dtype, tile, end);
-            part_places(&source, dtype, weight, places, few, tile, terms, count);
+            fetch_ahead(mask, (char *)a->weight, dtype, tile, end);
+            part_places(&source, dtype, a->weight, places, few, tile, terms, count);
             continue;
         }
         if (split > 0)
-            part(&source, dtype, weight, held(mask, before, tile), tile, terms, split);
+            part(&source, dtype, a->weight, held(mask, before, tile), tile, terms, split);
         if (mask->limit) {
-            decide(after, mask, dtype, weight, tile);
+            decide(after, mask, dtype, a->weight, tile);
             hold(mask, after, tile);
-            part(&source, dtype, weight, after, tile, terms + split, count - split);
+            part(&source, dtype, a->weight, after, tile, terms + split, count - split);
         }
     }
 }
 
+typedef struct {
+    int32_t kind, dtype;
+    uint32_t pid;
+    const void *weight;
+    const Mask *mask;
+    uint64_t offset, seed;
+    const float *kept;
+    double eps;
+    void *plus, *minus;
+    const float *table;
+} Pair;
+
 /* plus, minus [begin .. end] = weight +/- eps z. */
-void zo_pair(
-    int32_t kind, int32_t dtype, const void *weight, const Mask *mask, int64_t begin, int64_t end,
-    uint64_t offset, uint32_t pid, uint64_t seed, const float *kept, double eps, void *plus,
-    void *minus, const float *table
-) {
+void zo_pair(const void *asked, int64_t begin, int64_t end) {
+    const Pair *a = asked;
+    const Mask *mask = a->mask;
+    const void *weight = a->weight;
+    void *plus = a->plus, *minus = a->minus;
+    const int dtype = a->dtype;
+    const double eps = a->eps;
     float work[TILE], step[TILE], up[TILE], down[TILE];
     uint8_t live[TILE];
     Source source;
-    source.kind = kind;
-    source.pid = pid;
-    source.table = table;
+    source.kind = a->kind;
+    source.pid = a->pid;
+    source.table = a->table;
     if (mask->form == PLACES) {
         pair_places(
-            &source, dtype, weight, mask, begin, end, offset, kept, seed, eps, plus, minus
+            &source, dtype, weight, mask, begin, end, a->offset, a->kept, a->seed, eps, plus, minus
         );
         return;
     }
-    for (Tile tile = tile_at(offset, begin, end); tile.n > 0;
-         tile = tile_at(offset, tile.at + tile.n, end)) {
+    for (Tile tile = tile_at(a->offset, begin, end); tile.n > 0;
+         tile = tile_at(a->offset, tile.at + tile.n, end)) {
         const int n = tile.n;
         const int64_t at = tile.at;
         const uint8_t *chosen = live;
@@ -120,7 +184,7 @@ void zo_pair(
         source.has_z = 0;
         source.live = chosen;
         source.index = NULL;
-        const float *z = direction(&source, kept, seed, tile), scale = (float)eps;
+        const float *z = direction(&source, a->kept, a->seed, tile), scale = (float)eps;
         /* The specification adds a zero where the mask is off, which turns -0 into +0 in `plus`. */
         if (chosen == NULL)
             for (int i = 0; i < n; i++) step[i] = z[i] * scale;
@@ -156,17 +220,22 @@ int32_t zo_max_rank(void) {
     return MAX_RANK;
 }
 
+typedef struct {
+    float *out;
+    const float *left, *right;
+    int64_t width;
+    int32_t rank;
+} Product;
+
 /* out[begin .. end][width] = rows of left @ right; left has `rank` columns, right as many rows. */
-void zo_product(
-    float *out, const float *left, const float *right, int32_t rank, int64_t width, int64_t begin,
-    int64_t end
-) {
+void zo_product(const void *asked, int64_t begin, int64_t end) {
+    const Product *a = asked;
     double wide[MAX_RANK * ROWS];
     for (int64_t row = begin; row < end; row += ROWS) {
         const int rows = (int)(end - row < ROWS ? end - row : ROWS);
-        const Use use = {out + row * width, width, NULL};
-        widen(wide, left, row, rows, rank);
-        panel(&use, wide, right, width, rank, rows, width);
+        const Use use = {a->out + row * a->width, a->width, NULL};
+        widen(wide, a->left, row, rows, a->rank);
+        panel(&use, wide, a->right, a->width, a->rank, rows, a->width);
     }
 }
 
@@ -191,27 +260,35 @@ static void term_product(
     }
 }
 
+typedef struct {
+    int32_t dtype, count, rank;
+    uint32_t pid;
+    void *weight;
+    int64_t width;
+    const Term *terms;
+    const float *const *left, *const *right; /* of each term */
+} SweepProduct;
+
 /* Apply terms to rows begin .. end of a weight `width` wide; z of each is left @ right, see above. */
-void zo_sweep_product(
-    int32_t dtype, void *weight, int64_t begin, int64_t end, int64_t width, uint32_t pid,
-    const Term *terms, int32_t count, const float *const *left, const float *const *right,
-    int32_t rank
-) {
+void zo_sweep_product(const void *asked, int64_t begin, int64_t end) {
+    const SweepProduct *a = asked;
+    const int64_t width = a->width;
     double wide[MAX_RANK * ROWS];
     Source source;
-    source.pid = pid;
+    source.pid = a->pid;
     for (int64_t row = begin; row < end; row += ROWS) {
         const int rows = (int)(end - row < ROWS ? end - row : ROWS);
-        for (int t = 0; t < count; t++) {
-            const Term *term = terms + t;
+        for (int t = 0; t < a->count; t++) {
+            const Term *term = a->terms + t;
             if (term->a != 0.0)
-                widen(wide, left[t], row, rows, rank);
-            if (term->a != 0.0 && dtype == FLOAT32) {
-                const Use use = {(float *)weight + row * width, width, term};
-                panel(&use, wide, right[t], width, rank, rows, width);
+                widen(wide, a->left[t], row, rows, a->rank);
+            if (term->a != 0.0 && a->dtype == FLOAT32) {
+                const Use use = {(float *)a->weight + row * width, width, term};
+                panel(&use, wide, a->right[t], width, a->rank, rows, width);
             } else {
                 term_product(
-                    &source, dtype, weight, row, rows, width, *term, wide, right[t], rank
+                    &source, a->dtype, a->weight, row, rows, width, *term, wide, a->right[t],
+                    a->rank
                 );
             }
         }
@@ -227,31 +304,41 @@ int32_t zo_thin_rank(void) {
 #endif
 }
 
+typedef struct {
+    float *out;
+    const float *x, *right, *left;
+    int64_t n, m, rows; /* rows of the batch that share a scale */
+    int32_t rank, columns;
+    float scales[2];
+} Thin;
+
 /* out[i] += scale * (x[i] right^T, 1) left for the rows begin .. end of a batch: x is n wide, out m,
  * right (rank, n), left (columns, m), where columns is rank or one more: what every row gets. */
-void zo_thin(
-    float *out, const float *x, const float *right, const float *left, int64_t begin, int64_t end,
-    int64_t n, int64_t m, int32_t rank, int32_t columns, float scale
-) {
+void zo_thin(const void *asked, int64_t begin, int64_t end) {
 #ifdef __AVX512F__
+    const Thin *a = asked;
+    const int64_t n = a->n, m = a->m;
+    const int rank = a->rank, columns = a->columns, lot = rank > 8 ? LOT : AT_ONCE;
     float inner[LOT * MAX_RANK];
-    const int lot = rank > 8 ? LOT : AT_ONCE;
-    for (int64_t first = begin; first < end; first += lot) {
-        const int64_t last = end - first < lot ? end : first + lot;
+    for (int64_t first = begin, last; first < end; first = last) {
+        const int64_t edge = (first / a->rows + 1) * a->rows;
+        const float scale = a->scales[first / a->rows];
+        last = first + lot < end ? first + lot : end;
+        last = last < edge ? last : edge;
         for (int64_t row = first; row < last; row += AT_ONCE) {
             float *those = inner + (row - first) * columns;
             const float *some[AT_ONCE];
             for (int i = 0; i < AT_ONCE; i++) {
-                some[i] = x + (row + i < last ? row + i : row) * n;
+                some[i] = a->x + (row + i < last ? row + i : row) * n;
                 those[i * columns + columns - 1] = scale;
             }
-            thin_in(those, some, right, n, rank, columns, scale);
+            thin_in(those, some, a->right, n, rank, columns, scale);
         }
         for (int64_t c = 0; c < m; c += 64)
             for (int64_t row = first; row < last; row += AT_ONCE)
                 thin_out(
-                    out + row * m + c, inner + (row - first) * columns, left + c, m, m - c, columns,
-                    last - row < AT_ONCE ? (int)(last - row) : AT_ONCE
+                    a->out + row * m + c, inner + (row - first) * columns, a->left + c, m, m - c,
+                    columns, last - row < AT_ONCE ? (int)(last - row) : AT_ONCE
                 );
     }
 #endif

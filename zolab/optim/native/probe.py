@@ -8,7 +8,7 @@ from __future__ import annotations
 import ctypes
 import sys
 
-_ABI = 5
+_ABI = 6
 _ELEMENTS = 4099  # two tiles and a tail
 _HOW = ((1, 0, 0), (1, 1, 0), (0, 0, 1))  # steps divide, by a root, or take a sign
 # Philox4x32-10, key 0, counter 0: from the known-answer file of the authors' Random123 library.
@@ -79,23 +79,145 @@ class Mask(ctypes.Structure):
     )
 
 
+class Fill(ctypes.Structure):
+    """`Fill` of kernels.c."""
+
+    _fields_ = (
+        ("kind", ctypes.c_int32),
+        ("pid", ctypes.c_uint32),
+        ("stream", ctypes.c_uint32),
+        ("out", ctypes.c_void_p),
+        ("offset", ctypes.c_uint64),
+        ("seed", ctypes.c_uint64),
+        ("table", ctypes.c_void_p),
+    )
+
+
+class Rows(ctypes.Structure):
+    """`Rows` of kernels.c."""
+
+    _fields_ = (("each", Fill), ("index", ctypes.c_void_p), ("width", ctypes.c_int64))
+
+
+class Sweep(ctypes.Structure):
+    """`Sweep` of kernels.c."""
+
+    _fields_ = (
+        ("kind", ctypes.c_int32),
+        ("dtype", ctypes.c_int32),
+        ("count", ctypes.c_int32),
+        ("pid", ctypes.c_uint32),
+        ("weight", ctypes.c_void_p),
+        ("mask", ctypes.POINTER(Mask)),
+        ("offset", ctypes.c_uint64),
+        ("terms", ctypes.POINTER(Term)),
+        ("table", ctypes.c_void_p),
+    )
+
+
+class Pair(ctypes.Structure):
+    """`Pair` of kernels.c."""
+
+    _fields_ = (
+        ("kind", ctypes.c_int32),
+        ("dtype", ctypes.c_int32),
+        ("pid", ctypes.c_uint32),
+        ("weight", ctypes.c_void_p),
+        ("mask", ctypes.POINTER(Mask)),
+        ("offset", ctypes.c_uint64),
+        ("seed", ctypes.c_uint64),
+        ("kept", ctypes.c_void_p),
+        ("eps", ctypes.c_double),
+        ("plus", ctypes.c_void_p),
+        ("minus", ctypes.c_void_p),
+        ("table", ctypes.c_void_p),
+    )
+
+
+class Product(ctypes.Structure):
+    """`Product` of kernels.c."""
+
+    _fields_ = (
+        ("out", ctypes.c_void_p),
+        ("left", ctypes.c_void_p),
+        ("right", ctypes.c_void_p),
+        ("width", ctypes.c_int64),
+        ("rank", ctypes.c_int32),
+    )
+
+
+class SweepProduct(ctypes.Structure):
+    """`SweepProduct` of kernels.c."""
+
+    _fields_ = (
+        ("dtype", ctypes.c_int32),
+        ("count", ctypes.c_int32),
+        ("rank", ctypes.c_int32),
+        ("pid", ctypes.c_uint32),
+        ("weight", ctypes.c_void_p),
+        ("width", ctypes.c_int64),
+        ("terms", ctypes.POINTER(Term)),
+        ("left", ctypes.POINTER(ctypes.c_void_p)),
+        ("right", ctypes.POINTER(ctypes.c_void_p)),
+    )
+
+
+class Thin(ctypes.Structure):
+    """`Thin` of kernels.c."""
+
+    _fields_ = (
+        ("out", ctypes.c_void_p),
+        ("x", ctypes.c_void_p),
+        ("right", ctypes.c_void_p),
+        ("left", ctypes.c_void_p),
+        ("n", ctypes.c_int64),
+        ("m", ctypes.c_int64),
+        ("rows", ctypes.c_int64),
+        ("rank", ctypes.c_int32),
+        ("columns", ctypes.c_int32),
+        ("scales", ctypes.c_float * 2),
+    )
+
+
+class Lot(ctypes.Structure):
+    """`Lot` of jobs.h."""
+
+    _fields_ = (
+        ("run", ctypes.c_void_p),
+        ("asked", ctypes.c_void_p),
+        ("count", ctypes.c_int64),
+        ("unit", ctypes.c_int64),
+        ("weight", ctypes.c_int64),
+    )
+
+
+#: Entry points that lots run, and what they take.
+JOBS = {
+    "zo_fill": Fill,
+    "zo_rows": Rows,
+    "zo_sweep": Sweep,
+    "zo_pair": Pair,
+    "zo_product": Product,
+    "zo_sweep_product": SweepProduct,
+    "zo_thin": Thin,
+}
+
+
 def open_library(path: str) -> ctypes.CDLL:
     """The library with the types of its functions declared; OSError if it is not ours."""
     lib = ctypes.CDLL(path)
     i32, i64, u32, u64 = ctypes.c_int32, ctypes.c_int64, ctypes.c_uint32, ctypes.c_uint64
-    at, real = ctypes.c_void_p, ctypes.c_double
+    at = ctypes.c_void_p
+    job = (at, i64, i64)
     signatures = {
         "zo_abi": (),
         "zo_philox": (u64, u64, u32, u32, at),
-        "zo_fill": (i32, at, i64, i64, u64, u64, u32, u32, at),
-        "zo_rows": (i32, at, at, i64, i64, i64, u64, u32, u32, at),
-        "zo_sweep": (i32, i32, at, at, i64, i64, u64, u32, at, i32, at),
-        "zo_pair": (i32, i32, at, at, i64, i64, u64, u32, u64, at, real, at, at, at),
+        "zo_team": (at, at, at),
+        "zo_share": (at, i32, i32, i32),
+        "zo_run": (at, i32, i32),
         "zo_max_rank": (),
-        "zo_product": (at, at, at, i32, i64, i64, i64),
         "zo_thin_rank": (),
-        "zo_thin": (at, at, at, at, i64, i64, i64, i64, i32, i32, ctypes.c_float),
-        "zo_sweep_product": (i32, at, i64, i64, i64, u32, at, i32, at, at, i32),
+        **dict.fromkeys(JOBS, job),
     }
     for name, arguments in signatures.items():
         function = getattr(lib, name, None)
@@ -107,6 +229,13 @@ def open_library(path: str) -> ctypes.CDLL:
     if lib.zo_abi() != _ABI:
         raise OSError(f"{path} is of another version")
     return lib
+
+
+def _lot(lib: ctypes.CDLL, asked: ctypes.Structure, count: int) -> tuple[Lot, ctypes.Structure]:
+    """A lot of whatever takes this structure, and the structure, which must live as long."""
+    name = next(name for name, kind in JOBS.items() if type(asked) is kind)
+    run = ctypes.cast(getattr(lib, name), ctypes.c_void_p).value
+    return Lot(run, ctypes.addressof(asked), count, 2048 if count > 2048 else 1, 1), asked
 
 
 def main(path: str) -> int:
@@ -129,23 +258,36 @@ def main(path: str) -> int:
     updates = [(Term * 1)(Term(0.5, 0.9, 1, None, 1, ctypes.pointer(step))) for step in steps]
     factor = (ctypes.c_float * 150)(*range(150))
     factors = (ctypes.c_void_p * 2)(*2 * (ctypes.addressof(factor),))
-    lib.zo_product(weight, factor, factor, 3, 50, 0, 11)
-    lib.zo_thin(weight, plus, factor, factor, 0, 5, 50, 37, 3, 4, 0.5)
+    at = ctypes.addressof
+    w, p, m, f, levels = (at(x) for x in (weight, plus, minus, factor, table))
+    lots = [_lot(lib, Product(w, f, f, 50, 3), 11)]
+    lots.append(_lot(lib, Thin(w, p, f, f, 50, 37, 5, 3, 4, (0.5, 0.5)), 5))
     for dtype in range(4):
-        lib.zo_sweep_product(dtype, weight, 0, 11, 50, 2, terms, 2, factors, factors, 3)
+        lots.append(_lot(lib, SweepProduct(dtype, 2, 3, 2, w, 50, terms, factors, factors), 11))
     for kind in range(3):
-        lib.zo_fill(kind, weight, 0, _ELEMENTS, 5, 1, 2, 0, table)
-        lib.zo_rows(kind, weight, rows, 0, 1, 77, 1, 2, 0, table)
+        fill = Fill(kind, 2, 0, w, 5, 1, levels)
+        lots += [_lot(lib, fill, _ELEMENTS), _lot(lib, Rows(fill, at(rows), 77), 1)]
         for dtype in range(4):
             for form, limit in ((0, 0), (1, 0), (2, 0), (1, 1), (2, 2), (0, 1), (3, 0)):
-                at = (None, mask, mask, places)[form]
-                at = at and ctypes.addressof(at)
-                chosen = ctypes.byref(Mask(at, ctypes.addressof(starts), form, limit, 0.5, 1))
-                ends = (chosen, 0, _ELEMENTS, 5, 2)
-                lib.zo_sweep(kind, dtype, weight, *ends, terms, 2, table)
-                for update in updates if dtype < 3 else ():
-                    lib.zo_sweep(kind, dtype, weight, *ends, update, 1, table)
-                lib.zo_pair(kind, dtype, weight, *ends, 1, None, 0.1, plus, minus, table)
+                held = (None, mask, mask, places)[form]
+                chosen = Mask(held and at(held), at(starts), form, limit, 0.5, 1)
+                told = [(terms, 2), *((update, 1) for update in updates if dtype < 3)]
+                lots += [
+                    _lot(
+                        lib,
+                        Sweep(kind, dtype, count, 2, w, ctypes.pointer(chosen), 5, some, levels),
+                        _ELEMENTS,
+                    )
+                    for some, count in told
+                ]
+                both = Pair(
+                    kind, dtype, 2, w, ctypes.pointer(chosen), 5, 1, None, 0.1, p, m, levels
+                )
+                lots.append(_lot(lib, both, _ELEMENTS))
+    all_of_them = (Lot * len(lots))(*(lot for lot, _ in lots))
+    lib.zo_run(all_of_them, len(lots), 2)  # in one thread: there is no team
+    for thread in range(3):
+        lib.zo_share(all_of_them, len(lots), thread, 3)
     return 0
 
 

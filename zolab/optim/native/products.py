@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from ctypes import c_void_p
+from ctypes import c_float, c_void_p
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from zolab.optim import native
+from zolab.optim.native import jobs, probe
 from zolab.optim.native.pack import DTYPES, address, packed
 
 if TYPE_CHECKING:
@@ -46,11 +47,8 @@ def product(left: Tensor, right: Tensor) -> Tensor:
     to = out.data_ptr()
     first = address("left", left, torch.float32)
     second = address("right", right, torch.float32, rank * n)
-
-    def run(begin: int, end: int) -> None:
-        on.lib.zo_product(to, first, second, rank, n, begin, end)
-
-    native._split(m, run, unit=_ROWS, weight=n)
+    asked = probe.Product(to, first, second, n, rank)
+    on.run([on.lot("zo_product", asked, m, unit=_ROWS, weight=n)])
     return out
 
 
@@ -84,12 +82,9 @@ def sweep(
             left, right = factors[term.seed]
             sides[0][i] = address("left", left, torch.float32, m * rank)
             sides[1][i] = address("right", right, torch.float32, rank * n)
-    dtype = DTYPES[weight.dtype]
-
-    def run(begin: int, end: int) -> None:
-        on.lib.zo_sweep_product(dtype, at, begin, end, n, pid, told, count, *sides, rank)
-
-    native._split(m, run, unit=_ROWS, weight=n)
+    asked = probe.SweepProduct(DTYPES[weight.dtype], count, rank, pid, at, n, told, *sides)
+    lot = on.lot("zo_sweep_product", asked, m, unit=_ROWS, weight=n)
+    jobs.sweep(on, at, lot, (asked, weight, factors))
 
 
 def takes_thin(rank: int, *tensors: Tensor) -> bool:
@@ -108,7 +103,7 @@ def add_thin_(
         x: (rows, n), contiguous.
         left: (r, m) or (r + 1, m), contiguous.
         right: (r, n), contiguous.
-        scales: factors on equal parts of the rows.
+        scales: factors on equal parts of the rows, at most two.
 
     Returns:
         out.
@@ -119,12 +114,6 @@ def add_thin_(
     at = address("x", x, torch.float32, rows * n)
     sides = [address("factors", side, torch.float32) for side in (right, left)]
     part = rows // len(scales)
-
-    def run(begin: int, end: int) -> None:
-        for i, scale in enumerate(scales):
-            first, last = max(begin, i * part), min(end, (i + 1) * part)
-            if first < last:
-                on.lib.zo_thin(to, at, *sides, first, last, n, m, rank, columns, scale)
-
-    native._split(rows, run, unit=4, weight=n + m)
+    asked = probe.Thin(to, at, *sides, n, m, part, rank, columns, (c_float * 2)(*scales))
+    on.run([on.lot("zo_thin", asked, rows, unit=4, weight=n + m)])
     return out

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from ctypes import byref
+from ctypes import pointer
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from zolab.optim import native
 from zolab.optim.native.pack import DTYPES, address, packed
-from zolab.optim.native.probe import Mask
+from zolab.optim.native.probe import Mask, Sweep
 
 if TYPE_CHECKING:
     from zolab.optim.backend import Term
@@ -39,18 +39,17 @@ def walk(
     """
     on = native._library()
     told, count = packed(terms), len(terms)
-    read = [(c, kept[t.seed]) for c, t in zip(told, terms, strict=True) if kept and t.a != 0.0]
-    code, mask, sweep = native._KINDS[kind], byref(Mask()), on.lib.zo_sweep
+    read = [(i, kept[term.seed]) for i, term in enumerate(terms) if kept and term.a != 0.0]
+    code, mask, table = native._KINDS[kind], pointer(Mask()), on.levels
+    lots, keep = [], []
     for weight, pid in zip(weights, pids, strict=True):
-        at, size, dtype = address("weight", weight), weight.numel(), weight.dtype
-        number = DTYPES[dtype]
-        for term, z in read:
-            term.z = address("kept", z[pid], torch.float32, size)
-        if size < native.PARALLEL_FROM:
-            sweep(code, number, at, mask, 0, size, 0, pid, told, count, on.levels)
-            continue
-
-        def run(begin: int, end: int, at: int = at, number: int = number, pid: int = pid) -> None:
-            sweep(code, number, at, mask, begin, end, 0, pid, told, count, on.levels)
-
-        native._split(size, run)
+        at, size, dtype = address("weight", weight), weight.numel(), DTYPES[weight.dtype]
+        mine = told
+        if read:
+            mine = type(told)(*told)
+            for i, z in read:
+                mine[i].z = address("kept", z[pid], torch.float32, size)
+        asked = Sweep(code, dtype, count, pid, at, mask, 0, mine, table)
+        lots.append(on.lot("zo_sweep", asked, size))
+        keep.append(asked)
+    on.run(lots)

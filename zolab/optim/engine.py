@@ -269,6 +269,15 @@ class Engine:
             before: terms that belong to the step before.
             after: terms of the new step.
         """
+        if not self.mask.covers(info):  # it moves or stands as a whole
+            was = self.mask_of(info)
+            self.renew_mask(info)
+            if was is self.mask_of(info):
+                self.sweep_held(info, [*before, *after])
+                return
+            self.sweep(info, before, was)
+            self.sweep_held(info, after)
+            return
         held, limit = self._held.get(info.pid), self.mask.limit(info)
         ready = isinstance(held, Tensor) or not before
         state = has_state(before)

@@ -211,14 +211,17 @@ def test_thin_products_in_one_pass_are_those_of_torch(rank: int, extra: int, mon
     ):
         x, out, left, right = (
             torch.randn(shape, generator=drawn)
-            for shape in ((rows, 1, n), (rows, 1, m), (m, rank + extra), (n, rank))
+            for shape in ((rows, 1, n), (rows, 1, m), (m, rank), (n, rank))
         )
-        found = add_products_(out.clone(), x, left, right, scales)
+        shift = (torch.randn(m, generator=drawn), 0.3) if extra else None
+        found = add_products_(out.clone(), x, left, right, scales, shift)
         with monkeypatch.context() as plain:
             plain.setattr(products, "takes_thin", lambda *_: False)
-            expected = add_products_(out.clone(), x, left, right, scales)
-        inner = torch.cat((x.double() @ right.double(), torch.ones(rows, 1, extra)), dim=-1)
+            expected = add_products_(out.clone(), x, left, right, scales, shift)
+        moved = x.double() @ right.double() @ left.T.double()
+        if shift:
+            moved += 0.3 * shift[0].double()
         sign = torch.tensor(scales).repeat_interleave(rows // len(scales)).view(-1, 1, 1)
-        exact = out + sign * (inner @ left.T.double())
+        exact = out + sign * moved
         for given in (found, expected):
             assert torch.allclose(given.double(), exact, rtol=1e-5, atol=1e-4)

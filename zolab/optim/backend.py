@@ -65,8 +65,9 @@ class Limit:
 class ZSource(Protocol):
     """Where a sweep finds z: fresh from Philox, or kept from an earlier sweep of the step."""
 
-    #: Name of the elementwise noise that z is, for faster backends; None for anything else.
-    kind: str | None
+    def kind_of(self, pid: int) -> str | None:
+        """Name of the elementwise noise that a parameter's z is, for faster backends; None for
+        anything else."""
 
     def z(self, pid: int, seed: int, offset: int, count: int, device: torch.device) -> Tensor:
         """Elements `offset` to `offset + count` of a direction: float32 (count,); read only."""
@@ -102,11 +103,12 @@ def sweep_(
             are.
     """
     limit = mask if isinstance(mask, Limit) else None
-    on = fast.kernels(source.kind, weight, has_state(terms))
+    kind = source.kind_of(pid)
+    on = fast.kernels(kind, weight, has_state(terms))
     if on is not None:
-        kept = _stored(source, pid, terms, weight) if source.kind in on.READS_KEPT else None
+        kept = _stored(source, pid, terms, weight) if kind in on.READS_KEPT else None
         mask = None if limit else mask
-        on.sweep(source.kind, weight, pid, terms, mask, limit=limit, kept=kept)
+        on.sweep(kind, weight, pid, terms, mask, limit=limit, kept=kept)
         return
     if mask is None and not has_state(terms) and source.sweep(weight, pid, terms):
         return
@@ -174,9 +176,10 @@ def resweep_(
         mask: bool or bits (see `bits.pack_bits`) of the whole parameter; changed in place.
     """
     terms = [*before, *after]
-    on = fast.kernels(source.kind, weight, has_state(terms))
-    kept = _stored(source, pid, terms, weight) if source.kind in on.READS_KEPT else None
-    on.sweep(source.kind, weight, pid, terms, mask, limit=limit, split=len(before), kept=kept)
+    kind = source.kind_of(pid)
+    on = fast.kernels(kind, weight, has_state(terms))
+    kept = _stored(source, pid, terms, weight) if kind in on.READS_KEPT else None
+    on.sweep(kind, weight, pid, terms, mask, limit=limit, split=len(before), kept=kept)
 
 
 def pair(
@@ -200,12 +203,13 @@ def pair(
         offset: index of the first element within the parameter, for blocks of rows.
     """
     plus, minus = torch.empty_like(weight), torch.empty_like(weight)
-    on = fast.kernels(source.kind, weight)
+    kind = source.kind_of(pid)
+    on = fast.kernels(kind, weight)
     if on is not None:
         kept = None
-        if source.kind in on.READS_KEPT:
+        if kind in on.READS_KEPT:
             kept = source.stored(pid, seed, offset, weight.numel(), weight.device)
-        on.pair(source.kind, weight, pid, seed, eps, mask, plus, minus, offset=offset, kept=kept)
+        on.pair(kind, weight, pid, seed, eps, mask, plus, minus, offset=offset, kept=kept)
         return plus, minus
     mask = mask.of(weight) if isinstance(mask, Limit) else mask
     keep = None if mask is None else mask.view(-1)
@@ -218,6 +222,10 @@ def pair(
         step = z.to(wide.dtype) * eps
         if keep is not None:
             step.masked_fill_(~keep[here], 0.0)
+        if wide.dtype == weight.dtype:
+            torch.add(wide, step, out=above[here])
+            torch.sub(wide, step, out=below[here])
+            continue
         above[here] = wide + step
         below[here] = wide - step
     return plus, minus

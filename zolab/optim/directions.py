@@ -30,6 +30,10 @@ class Direction:
         self.noise = make_noise(noise)
         self.kind: str | None = noise
 
+    def kind_of(self, pid: int) -> str | None:
+        """The same for one parameter."""
+        return self.kind
+
     def z(self, pid: int, seed: int, offset: int, count: int, device: torch.device) -> Tensor:
         """Elements `offset` to `offset + count` of one parameter's z: float32 (count,)."""
         out = torch.empty(count, dtype=torch.float32, device=device)
@@ -54,6 +58,14 @@ class Direction:
 
     def begin(self, step: int, seeds: Sequence[int]) -> None:
         """A step begins whose probes have these seeds."""
+
+    def prepare(self, seed: int, device: torch.device) -> None:
+        """Make what all parameters need of a seed at once, where that is faster, and keep it until
+        the next step or the next call."""
+
+    def prepared_bytes(self) -> int:
+        """Bytes that `prepare` keeps."""
+        return 0
 
     def state_bytes(self) -> int:
         """Bytes kept from step to step, once set up."""
@@ -141,6 +153,9 @@ class Kept:
         self._seeds = seeds
         self._store: dict[int, dict[int, Tensor]] = {}
         self._plan: tuple[Tensor, Tensor] | None = None
+
+    def kind_of(self, pid: int) -> str | None:
+        return self.direction.kind_of(pid)
 
     def z(self, pid: int, seed: int, offset: int, count: int, device: torch.device) -> Tensor:
         return self._direction(seed, device)[pid][offset : offset + count]

@@ -16,7 +16,7 @@ from zolab.optim.bits import Places, pack_bits, unpack_bits
 from zolab.optim.directions import Direction, Kept
 from zolab.optim.masks import Dense
 from zolab.optim.moments import Step, has_state
-from zolab.optim.native.walk import walk
+from zolab.optim.native.walk import fills, pairs, walk
 from zolab.optim.parameters import ParamInfo
 
 #: Models whose trained float32 elements fit in this many bytes trade memory for time: z is kept
@@ -311,6 +311,52 @@ class Engine:
         if found is None or weight.shape != (len(found[0]), len(found[1])):
             return None
         return found if self.choice_of(info, weight) is True else None
+
+    def pairs(
+        self, infos: Sequence[ParamInfo], weights: Sequence[Tensor], seed: int, eps: Sequence[float]
+    ) -> dict[int, tuple[Tensor, Tensor]]:
+        """`pair` of several small parameters at once, by id; without those that a mask is on, and
+        those that native kernels do not make.
+
+        Args:
+            infos: which parameters.
+            weights: their clean weights.
+            seed: direction.
+            eps: perturbation scale of each group.
+        """
+        those = [
+            (info, weight)
+            for info, weight in zip(infos, weights, strict=True)
+            if self._is_native(info, weight) and self.choice_of(info, weight) is True
+        ]
+        if not those:
+            return {}
+        begin = time.perf_counter()
+        pids = [info.pid for info, _ in those]
+        scales = [eps[info.group] for info, _ in those]
+        kind = self.source.kind_of(pids[0])
+        made = pairs(kind, [weight for _, weight in those], pids, seed, scales)
+        self.clock.perturb += time.perf_counter() - begin
+        return dict(zip(pids, made, strict=True))
+
+    def _is_native(self, info: ParamInfo, weight: Tensor) -> bool:
+        """Whether a small parameter's z is noise that the native kernels make."""
+        return fast.name(self.source.kind_of(info.pid), weight) == native.NAME
+
+    def whole_zs(
+        self, infos: Sequence[ParamInfo], weights: Sequence[Tensor], seed: int
+    ) -> dict[int, Tensor]:
+        """`whole_z` of several at once, by id, under the conditions of `pairs`."""
+        those = [
+            info
+            for info, weight in zip(infos, weights, strict=True)
+            if self._is_native(info, weight) and self.choice_of(info, weight) is True
+        ]
+        if not those:
+            return {}
+        pids, sizes = [info.pid for info in those], [info.numel for info in those]
+        flat = fills(self.source.kind_of(pids[0]), pids, sizes, seed)
+        return dict(zip(pids, flat.split(sizes), strict=True))
 
     def whole_z(self, info: ParamInfo, weight: Tensor, seed: int) -> Tensor:
         """z of a small parameter, 0 where a mask leaves it alone: float32 (numel,)."""

@@ -16,11 +16,13 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from zolab.optim import products
+from zolab.optim import fast, native, products
 from zolab.optim.backend import Term
 from zolab.optim.directions import Direction
 from zolab.optim.keys import probe_seed
 from zolab.optim.masks import Dense
+from zolab.optim.native.products import products as native_products
+from zolab.optim.native.walk import fills
 from zolab.optim.parameters import ParamInfo
 from zolab.optim.products import product, snap_
 
@@ -52,6 +54,10 @@ class LowRank(Direction):
         self._periods: dict[int, int] = {}
         self._last: tuple[int, ...] = ()
         self._bases: dict[tuple[int, int, int], Tensor] = {}
+        self._lefts: tuple[int, dict[int, Tensor]] = (-1, {})
+
+    def kind_of(self, pid: int) -> str | None:
+        return None if pid in self.shapes else self.noise.kind
 
     def check(self, mask: Dense) -> None:
         if mask.sparsity > 0.0 and not mask.structured:
@@ -68,7 +74,7 @@ class LowRank(Direction):
             for info in infos
             if not info.is_vector
         }
-        self._periods, self._last, self._bases = {}, (), {}
+        self._periods, self._last, self._bases, self._lefts = {}, (), {}, (-1, {})
 
     def due(self, step: int) -> bool:
         return self.period_at(step) not in self._periods.values() and bool(self._periods)
@@ -80,6 +86,29 @@ class LowRank(Direction):
         self._last = tuple(seeds)
         alive = set(self._periods.values())
         self._bases = {k: v for k, v in self._bases.items() if k[1] in alive}
+        self._lefts = (-1, {})
+
+    def prepare(self, seed: int, device: torch.device) -> None:
+        if fast.name(self.noise.kind, torch.empty(0, device=device)) == native.NAME:
+            self._lefts = (seed, self._all_left(seed))
+
+    def prepared_bytes(self) -> int:
+        return sum(4 * self.rank_of(pid) * m for pid, (m, _) in self.shapes.items())
+
+    def _all_left(self, seed: int) -> dict[int, Tensor]:
+        """`_left` of all parameters, whole, by the native kernels."""
+        raise NotImplementedError
+
+    def _snapped(self, seed: int, shapes: dict[int, tuple[int, int]]) -> dict[int, Tensor]:
+        """Gaussian matrices of these shapes, snapped for a sum over their columns, by id."""
+        out = {}
+        for rank in {columns for _, columns in shapes.values()}:
+            those = {pid: shape for pid, shape in shapes.items() if shape[1] == rank}
+            sizes = [math.prod(shape) for shape in those.values()]
+            flat = snap_(fills(self.noise.kind, list(those), sizes, seed), rank, GAUSS_BOUND)
+            parts = zip(those.items(), flat.split(sizes), strict=True)
+            out |= {pid: part.view(shape) for (pid, shape), part in parts}
+        return out
 
     def state_bytes(self) -> int:
         return sum(4 * self.rank_of(pid) * self.kept_rows(*self.shapes[pid]) for pid in self.shapes)
@@ -137,7 +166,10 @@ class LowRank(Direction):
 
     def _factors(self, pid: int, seed: int, device: torch.device) -> tuple[Tensor, Tensor]:
         period, rows = self._period(seed), range(self.shapes[pid][0])
-        return self._left(pid, seed, period, rows, device), self.right(pid, period, device).T
+        left = self._lefts[1].get(pid) if self._lefts[0] == seed else None
+        if left is None or left.device != device:
+            left = self._left(pid, seed, period, rows, device)
+        return left, self.right(pid, period, device).T
 
     def right(self, pid: int, period: int, device: torch.device) -> Tensor:
         """The slow factor V of a period: float32 (n, r), snapped, laid out by columns."""
@@ -236,7 +268,19 @@ class Subspace(LowRank):
         core = snap_(self._gauss(pid, seed, range(r), r, device), r, GAUSS_BOUND)
         basis = self.left_basis(pid, period, device)
         chosen = slice(index.start, index.stop) if isinstance(index, range) else index
-        left = product(basis[chosen].contiguous(), core)
+        return self._scaled(pid, product(basis[chosen].contiguous(), core))
+
+    def _all_left(self, seed: int) -> dict[int, Tensor]:
+        period, cpu = self._period(seed), torch.device("cpu")
+        squares = {pid: (self.rank_of(pid),) * 2 for pid in self.shapes}
+        cores = self._snapped(seed, squares)
+        factors = [(self.left_basis(pid, period, cpu), core) for pid, core in cores.items()]
+        made = zip(cores, native_products(factors), strict=True)
+        return {pid: self._scaled(pid, left) for pid, left in made}
+
+    def _scaled(self, pid: int, left: Tensor) -> Tensor:
+        """Rows of U Z times s, snapped, in place."""
+        r = self.rank_of(pid)
         scale = math.sqrt(math.prod(self.shapes[pid])) / r if self.scale else 1.0
         # Of a row of U, no longer than 1, and a column of the core, no longer than this.
         longest = GAUSS_BOUND * math.sqrt(r) * scale
@@ -295,6 +339,11 @@ class LazyLowRank(LowRank):
         else:
             drawn = self.noise.rows(index, r, seed, pid)
         return snap_(drawn, r, GAUSS_BOUND)
+
+    def _all_left(self, seed: int) -> dict[int, Tensor]:
+        return self._snapped(
+            seed, {pid: (m, self.rank_of(pid)) for pid, (m, _) in self.shapes.items()}
+        )
 
 
 def _by_columns(matrix: Tensor) -> Tensor:

@@ -68,7 +68,9 @@ def update_bytes(engine: Engine, rule: object, rounds: bool, info: ParamInfo) ->
     """Scratch while one parameter is swept and updated."""
     size = min(info.numel, engine.source.chunk(info.pid))
     out = engine.direction.scratch_bytes(info)
-    swept = not rule.alone and fast.handles(engine.source.kind, info.data, rule.stateful)
+    swept = not rule.alone and fast.handles(
+        engine.source.kind_of(info.pid), info.data, rule.stateful
+    )
     if not swept or not decided_on_the_way(engine, info):
         out += spread_bytes(engine, info)
     fused = engine.source.sweeps(info) and not rule.stateful
@@ -88,7 +90,7 @@ def spread_bytes(engine: Engine, info: ParamInfo) -> int:
 def decided_on_the_way(engine: Engine, info: ParamInfo) -> bool:
     """Whether the kernels decide a parameter's mask themselves, tile by tile."""
     follows = engine.mask.limit(info) is not None
-    return follows and fast.handles(engine.source.kind, info.data)
+    return follows and fast.handles(engine.source.kind_of(info.pid), info.data)
 
 
 def noise_bytes(engine: Engine, info: ParamInfo) -> int:
@@ -109,7 +111,7 @@ def pair_bytes(engine: Engine, infos: Iterable[ParamInfo], at_most: int | None) 
         piece = min(info.numel, at_most or info.numel)
         copies += 2 * piece * info.param.element_size()
         extra = engine.direction.scratch_bytes(info)
-        if not fast.handles(engine.source.kind, info.data):
+        if not fast.handles(engine.source.kind_of(info.pid), info.data):
             extra += 8 * min(piece, engine.source.chunk(info.pid)) + noise_bytes(engine, info)
         if engine.mask.covers(info) and not decided_on_the_way(engine, info):
             extra = info.numel + max(extra, engine.mask.making_bytes(info))

@@ -39,6 +39,7 @@ class Library:
     def __init__(self, lib: CDLL, table: Tensor) -> None:
         self.lib = lib
         self.levels = table.data_ptr()
+        self.thin_rank = int(lib.zo_thin_rank())
         self._table = table  # keeps the memory that `levels` points to
         self._at = {name: cast(getattr(lib, name), c_void_p).value for name in probe.JOBS}
         self._use_team()

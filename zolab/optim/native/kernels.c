@@ -21,7 +21,7 @@
 #include "terms.h"
 #include "thin.h"
 
-#define ABI 6
+#define ABI 7
 
 /* The entry points. Pointers are to element `offset` of the parameter, kept directions as well.
  * Those that take a range are what lots run. */
@@ -293,6 +293,24 @@ void zo_sweep_product(const void *asked, int64_t begin, int64_t end) {
             }
         }
     }
+}
+
+typedef struct {
+    float *out;
+    const float *left, *last;
+    int64_t m;
+    int32_t rank;
+    float times; /* on the last row */
+} Turn;
+
+/* Columns begin .. end of out (rank, m), or (rank + 1, m) with `last`: a left factor by columns. */
+void zo_turn(const void *asked, int64_t begin, int64_t end) {
+    const Turn *a = asked;
+    for (int k = 0; k < a->rank; k++)
+        for (int64_t i = begin; i < end; i++) a->out[k * a->m + i] = a->left[i * a->rank + k];
+    if (a->last != NULL)
+        for (int64_t i = begin; i < end; i++)
+            a->out[a->rank * a->m + i] = a->last[i] * a->times;
 }
 
 /* Rank that zo_thin takes at most; 0 where it is not better than a BLAS. */

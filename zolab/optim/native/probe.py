@@ -8,7 +8,7 @@ from __future__ import annotations
 import ctypes
 import sys
 
-_ABI = 6
+_ABI = 7
 _ELEMENTS = 4099  # two tiles and a tail
 _HOW = ((1, 0, 0), (1, 1, 0), (0, 0, 1))  # steps divide, by a root, or take a sign
 # Philox4x32-10, key 0, counter 0: from the known-answer file of the authors' Random123 library.
@@ -179,6 +179,19 @@ class Thin(ctypes.Structure):
     )
 
 
+class Turn(ctypes.Structure):
+    """`Turn` of kernels.c."""
+
+    _fields_ = (
+        ("out", ctypes.c_void_p),
+        ("left", ctypes.c_void_p),
+        ("last", ctypes.c_void_p),
+        ("m", ctypes.c_int64),
+        ("rank", ctypes.c_int32),
+        ("times", ctypes.c_float),
+    )
+
+
 class Lot(ctypes.Structure):
     """`Lot` of jobs.h."""
 
@@ -200,6 +213,7 @@ JOBS = {
     "zo_product": Product,
     "zo_sweep_product": SweepProduct,
     "zo_thin": Thin,
+    "zo_turn": Turn,
 }
 
 
@@ -262,6 +276,7 @@ def main(path: str) -> int:
     w, p, m, f, levels = (at(x) for x in (weight, plus, minus, factor, table))
     lots = [_lot(lib, Product(w, f, f, 50, 3), 11)]
     lots.append(_lot(lib, Thin(w, p, f, f, 50, 37, 5, 3, 4, (0.5, 0.5)), 5))
+    lots.append(_lot(lib, Turn(w, f, f, 37, 3, 0.5), 37))
     for dtype in range(4):
         lots.append(_lot(lib, SweepProduct(dtype, 2, 3, 2, w, 50, terms, factors, factors), 11))
     for kind in range(3):

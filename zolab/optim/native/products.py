@@ -41,15 +41,22 @@ def product(left: Tensor, right: Tensor) -> Tensor:
         ValueError: a tensor is something else.
         RuntimeError: the kernels are not available.
     """
+    return products([(left, right)])[0]
+
+
+def products(factors: Sequence[tuple[Tensor, Tensor]]) -> list[Tensor]:
+    """`product` of each pair of factors."""
     on = native._library()
-    (m, rank), n = left.shape, right.shape[1]
-    out = torch.empty(m, n)
-    to = out.data_ptr()
-    first = address("left", left, torch.float32)
-    second = address("right", right, torch.float32, rank * n)
-    asked = probe.Product(to, first, second, n, rank)
-    on.run([on.lot("zo_product", asked, m, unit=_ROWS, weight=n)])
-    return out
+    outs, asked, lots = [], [], []
+    for left, right in factors:
+        (m, rank), n = left.shape, right.shape[1]
+        outs.append(torch.empty(m, n))
+        first = address("left", left, torch.float32)
+        second = address("right", right, torch.float32, rank * n)
+        asked.append(probe.Product(outs[-1].data_ptr(), first, second, n, rank))
+        lots.append(on.lot("zo_product", asked[-1], m, unit=_ROWS, weight=n))
+    on.run(lots)
+    return outs
 
 
 def sweep(
@@ -88,9 +95,34 @@ def sweep(
 
 
 def takes_thin(rank: int, *tensors: Tensor) -> bool:
-    """Whether `add_thin_` can work on these: float32, contiguous, CPU, and a CPU it is made for."""
-    able = all(t.dtype == torch.float32 and native.handles("gauss", t) for t in tensors)
-    return able and 0 < rank <= native._library().lib.zo_thin_rank()
+    """Whether `turned` and `add_thin_` can work on these: float32, contiguous, CPU, no subclass,
+    and a CPU they are made for."""
+    for t in tensors:
+        plain = type(t) is Tensor or type(t) is torch.nn.Parameter
+        if not (plain and t.dtype is torch.float32 and t.is_cpu and t.is_contiguous()):
+            return False
+    return native.available() and 0 < rank <= native._library().thin_rank
+
+
+def turned(left: Tensor, last: Tensor | None = None, times: float = 1.0) -> Tensor:
+    """A left factor by columns, as `add_thin_` takes it.
+
+    Args:
+        left: float32 (m, r), contiguous, CPU.
+        last: float32 (m,), one row more: what every row of a batch gets.
+        times: factor on it.
+
+    Returns:
+        float32 (r, m) or (r + 1, m).
+    """
+    on = native._library()
+    m, rank = left.shape
+    out = torch.empty(rank + (last is not None), m)
+    at = address("left", left, torch.float32)
+    more = None if last is None else address("last", last, torch.float32, m)
+    asked = probe.Turn(out.data_ptr(), at, more, m, rank, times)
+    on.run([on.lot("zo_turn", asked, m, unit=16, weight=rank)])
+    return out
 
 
 def add_thin_(

@@ -1,4 +1,4 @@
-"""The same terms over many parameters: sweeps of a small model would else be mostly Python."""
+"""The same over many parameters: what is done to small ones would else be mostly Python."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from zolab.optim import native
-from zolab.optim.native.pack import DTYPES, address, packed
-from zolab.optim.native.probe import Mask, Sweep
+from zolab.optim.native.pack import DTYPES, MASK64, address, packed
+from zolab.optim.native.probe import Fill, Mask, Pair, Sweep
 
 if TYPE_CHECKING:
     from zolab.optim.backend import Term
@@ -53,3 +53,53 @@ def walk(
         lots.append(on.lot("zo_sweep", asked, size))
         keep.append(asked)
     on.run(lots)
+
+
+def fills(kind: str, pids: Sequence[int], sizes: Sequence[int], seed: int) -> Tensor:
+    """`native.fill` of whole parameters, one behind the other: float32 (sum of sizes,).
+
+    Args:
+        kind, seed: as for `native.fill`.
+        pids: id of each.
+        sizes: elements of each.
+    """
+    on = native._library()
+    out = torch.empty(sum(sizes))
+    code, key, at = native._KINDS[kind], seed & MASK64, out.data_ptr()
+    asked = []
+    for pid, size in zip(pids, sizes, strict=True):
+        asked.append(Fill(code, pid, 0, at, 0, key, on.levels))
+        at += 4 * size
+    on.run([on.lot("zo_fill", a, size) for a, size in zip(asked, sizes, strict=True)])
+    return out
+
+
+def pairs(
+    kind: str, weights: Sequence[Tensor], pids: Sequence[int], seed: int, eps: Sequence[float]
+) -> list[tuple[Tensor, Tensor]]:
+    """`native.pair` of each weight, without a mask.
+
+    Args:
+        kind, seed: as for `native.pair`.
+        weights: as for `native.pair`.
+        pids, eps: id and perturbation scale of each.
+
+    Returns:
+        W + eps z and W - eps z of each, of its shape and dtype.
+
+    Raises:
+        ValueError: a tensor is something else.
+        RuntimeError: the kernels are not available.
+    """
+    on = native._library()
+    code, key, mask = native._KINDS[kind], seed & MASK64, pointer(Mask())
+    out, asked, lots = [], [], []
+    for weight, pid, scale in zip(weights, pids, eps, strict=True):
+        both = torch.empty_like(weight), torch.empty_like(weight)
+        at, to = address("weight", weight), [part.data_ptr() for part in both]
+        told = (code, DTYPES[weight.dtype], pid, at, mask, 0, key, None, scale, *to, on.levels)
+        asked.append(Pair(*told))
+        lots.append(on.lot("zo_pair", asked[-1], weight.numel()))
+        out.append(both)
+    on.run(lots)
+    return out

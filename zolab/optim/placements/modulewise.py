@@ -22,6 +22,7 @@ from zolab.optim.linear import multiplier
 from zolab.optim.memory import pair_bytes, spread_bytes
 from zolab.optim.parameters import ParamInfo
 from zolab.optim.placements.factored import add_products_
+from zolab.optim.placements.ready import Ready, ready_bytes
 from zolab.optim.placements.rows import half_rows, is_plain, join, join_rows, tensors
 
 #: Rows of a big weight perturbed and multiplied at once: scratch stays at a few MB.
@@ -58,6 +59,9 @@ class ModuleWise:
         self._poison: bool | int = False
         self._leading: tuple[int, int] | None = None
         self.extra_rows: Callable[[], Sequence[int]] = tuple
+        #: Whether the weights are at hand before the modules that own them are called.
+        self.prepares = True
+        self._ready = Ready()
 
     @contextmanager
     def evaluating(
@@ -82,6 +86,8 @@ class ModuleWise:
         self.entered.clear()
         self._clean = {info.pid: info.param.data for info in self.engine.infos}
         self._poison = poison
+        if self.prepares:
+            self._ready.make(self.engine, self.owners, seed, eps)
         # first of all: a hook of the model itself may put something before the text
         hook = self.model.register_forward_pre_hook(
             self._note_batch, with_kwargs=True, prepend=True
@@ -110,6 +116,7 @@ class ModuleWise:
             self._clean = {}
             self._sign, self._leading = None, None
             self._active.clear()
+            self._ready.clear()
 
     @property
     def active(self) -> bool:
@@ -142,7 +149,8 @@ class ModuleWise:
             alone = max(alone, making)
             if name != self.owners[-1][0]:
                 alive = max(alive, copies)
-        return alive, alone
+        ready = ready_bytes(self.engine, self.owners) if self.prepares else 0
+        return alive + ready, alone + ready
 
     def _factor_bytes(self, module: nn.Module, own: list[ParamInfo]) -> int | None:
         """Bytes of what `_factored` makes beside its output; None for other modules."""
@@ -211,6 +219,8 @@ class ModuleWise:
                 self._active.discard(info.pid)
 
     def _pair(self, info: ParamInfo) -> tuple[Tensor, Tensor]:
+        if info.pid in self._ready.pairs:
+            return self._ready.pairs[info.pid]
         return self.engine.pair(info, self._clean[info.pid], self.seed, self.eps[info.group])
 
     def _both(
@@ -285,14 +295,15 @@ class ModuleWise:
         thin = self.engine.factors(info, weight, self.seed)
         if thin is None:
             return None
-        eps, left, bias = self.eps[info.group], thin[0], module.bias
+        eps, bias, shift = self.eps[info.group], module.bias, None
         added = by_param.get(id(bias))
         if added is not None and added.pid not in self._active:
             bias = self._clean[added.pid]
-            shift = self.engine.whole_z(added, bias, self.seed) * (self.eps[added.group] / eps)
-            left = torch.cat((left, shift[:, None]), dim=1)
+            z = self._ready.zs.get(added.pid)
+            z = self.engine.whole_z(added, bias, self.seed) if z is None else z
+            shift = z, self.eps[added.group] / eps
         out = multiplier(module)(args[0], weight, bias)
-        return add_products_(out, args[0], left, thin[1], [sign * eps for sign in signs])
+        return add_products_(out, args[0], *thin, [sign * eps for sign in signs], shift)
 
     def _in_pieces(
         self, module: nn.Module, own: list[ParamInfo], args: tuple, signs: tuple[float, ...]

@@ -83,6 +83,7 @@ class Offload(Paired):
 
     def bind(self, engine: Engine, rule: Rule, model: nn.Module | None, seed: int) -> None:
         super().bind(engine, rule, model, seed)
+        self.modules.prepares = False  # weights come with their block
         assert model is not None  # see `CleanWeights.bind`
         self.model = model
         self.device = self.device or next(model.parameters()).device

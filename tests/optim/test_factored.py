@@ -214,10 +214,10 @@ def test_thin_products_in_one_pass_are_those_of_torch(rank: int, extra: int, mon
             for shape in ((rows, 1, n), (rows, 1, m), (m, rank), (n, rank))
         )
         shift = (torch.randn(m, generator=drawn), 0.3) if extra else None
-        found = add_products_(out.clone(), x, left, right, scales, shift)
-        with monkeypatch.context() as plain:
-            plain.setattr(products, "takes_thin", lambda *_: False)
-            expected = add_products_(out.clone(), x, left, right, scales, shift)
+        found = out.clone()
+        by_columns = (side.T.contiguous().T for side in (left, right))
+        assert products.Thin(*by_columns, scales, shift).add_(found, x)
+        expected = add_products_(out.clone(), x, left, right, scales, shift)
         moved = x.double() @ right.double() @ left.T.double()
         if shift:
             moved += 0.3 * shift[0].double()

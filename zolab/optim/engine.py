@@ -315,11 +315,10 @@ class Engine:
     def pairs(
         self, infos: Sequence[ParamInfo], weights: Sequence[Tensor], seed: int, eps: Sequence[float]
     ) -> dict[int, tuple[Tensor, Tensor]]:
-        """`pair` of several small parameters at once, by id; without those that a mask is on, and
-        those that native kernels do not make.
+        """`pair` of several small parameters at once, by id; without those that a mask is on.
 
         Args:
-            infos: which parameters.
+            infos: which parameters, `is_native`.
             weights: their clean weights.
             seed: direction.
             eps: perturbation scale of each group.
@@ -327,7 +326,7 @@ class Engine:
         those = [
             (info, weight)
             for info, weight in zip(infos, weights, strict=True)
-            if self._is_native(info, weight) and self.choice_of(info, weight) is True
+            if self.choice_of(info, weight) is True
         ]
         if not those:
             return {}
@@ -339,18 +338,18 @@ class Engine:
         self.clock.perturb += time.perf_counter() - begin
         return dict(zip(pids, made, strict=True))
 
-    def _is_native(self, info: ParamInfo, weight: Tensor) -> bool:
-        """Whether a small parameter's z is noise that the native kernels make."""
-        return fast.name(self.source.kind_of(info.pid), weight) == native.NAME
+    def is_native(self, info: ParamInfo) -> bool:
+        """Whether a parameter's z is noise that the native kernels make."""
+        return fast.name(self.source.kind_of(info.pid), info.data) == native.NAME
 
     def whole_zs(
         self, infos: Sequence[ParamInfo], weights: Sequence[Tensor], seed: int
     ) -> dict[int, Tensor]:
-        """`whole_z` of several at once, by id, under the conditions of `pairs`."""
+        """`whole_z` of several at once, by id, as `pairs` is."""
         those = [
             info
             for info, weight in zip(infos, weights, strict=True)
-            if self._is_native(info, weight) and self.choice_of(info, weight) is True
+            if self.choice_of(info, weight) is True
         ]
         if not those:
             return {}

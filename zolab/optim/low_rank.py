@@ -21,6 +21,7 @@ from zolab.optim.backend import Term
 from zolab.optim.directions import Direction
 from zolab.optim.keys import probe_seed
 from zolab.optim.masks import Dense
+from zolab.optim.native.products import by_columns
 from zolab.optim.native.products import products as native_products
 from zolab.optim.native.walk import fills
 from zolab.optim.parameters import ParamInfo
@@ -268,15 +269,16 @@ class Subspace(LowRank):
         core = snap_(self._gauss(pid, seed, range(r), r, device), r, GAUSS_BOUND)
         basis = self.left_basis(pid, period, device)
         chosen = slice(index.start, index.stop) if isinstance(index, range) else index
-        return self._scaled(pid, product(basis[chosen].contiguous(), core))
+        return self._scaled(pid, product(basis[chosen], core))
 
     def _all_left(self, seed: int) -> dict[int, Tensor]:
         period, cpu = self._period(seed), torch.device("cpu")
         squares = {pid: (self.rank_of(pid),) * 2 for pid in self.shapes}
         cores = self._snapped(seed, squares)
-        factors = [(self.left_basis(pid, period, cpu), core) for pid, core in cores.items()]
+        # (U Z)ᵀ: exact sums, so whichever way it is made.
+        factors = [(core.T, self.left_basis(pid, period, cpu).T) for pid, core in cores.items()]
         made = zip(cores, native_products(factors), strict=True)
-        return {pid: self._scaled(pid, left) for pid, left in made}
+        return {pid: self._scaled(pid, left.T) for pid, left in made}
 
     def _scaled(self, pid: int, left: Tensor) -> Tensor:
         """Rows of U Z times s, snapped, in place."""
@@ -296,7 +298,7 @@ class Subspace(LowRank):
             q, r = torch.linalg.qr(drawn.double())
             basis = (q * r.diagonal().sign()).float()
             # Above 1, which rounding may exceed.
-            return snap_(_by_columns(basis) if side == _RIGHT else basis.contiguous(), rank, 2.0)
+            return snap_(_by_columns(basis), rank, 2.0)
 
         return self._basis(pid, period, side, make, device)
 
@@ -341,9 +343,10 @@ class LazyLowRank(LowRank):
         return snap_(drawn, r, GAUSS_BOUND)
 
     def _all_left(self, seed: int) -> dict[int, Tensor]:
-        return self._snapped(
+        drawn = self._snapped(
             seed, {pid: (m, self.rank_of(pid)) for pid, (m, _) in self.shapes.items()}
         )
+        return dict(zip(drawn, by_columns(list(drawn.values())), strict=True))
 
 
 def _by_columns(matrix: Tensor) -> Tensor:

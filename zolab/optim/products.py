@@ -59,7 +59,7 @@ def product(left: Tensor, right: Tensor) -> Tensor:
     Returns:
         float32 (m, n), without negative zeros.
     """
-    if native.takes(len(right), left, right):
+    if native.takes(len(right), right):
         return native.product(left, right)
     return _multiplied(left.double(), right.double())
 
@@ -79,7 +79,7 @@ def sweep_(
         factors: by the seeds of the terms, left (m, r) and right (r, n), snapped.
     """
     left, right = next(iter(factors.values()))
-    if native.takes(len(right), weight, left, right):
+    if native.takes(len(right), weight, right):
         native.sweep(weight, pid, terms, factors)
         return
     rows = weight.view(len(left), right.shape[1])

@@ -62,8 +62,11 @@ class Library:
         """Lots in as many threads as torch uses, none of which has memory in common with another;
         C releases the interpreter lock."""
         elements = sum(lot.count * lot.weight for lot in lots)
+        self.run_packed((probe.Lot * len(lots))(*lots), len(lots), elements)
+
+    def run_packed(self, told: Array[probe.Lot], count: int, elements: int) -> None:
+        """The same for lots that lie as C takes them, with so many elements in all."""
         threads = torch.get_num_threads() if elements >= PARALLEL_FROM else 1
-        told, count = (probe.Lot * len(lots))(*lots), len(lots)
         if threads < 2 or self._team:
             self.lib.zo_run(told, count, threads)
         else:

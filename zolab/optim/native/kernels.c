@@ -13,6 +13,7 @@
 #include "jobs.h"
 #include "masks.h"
 #include "noise.h"
+#include "norm.h"
 #include "product.h"
 #include "source.h"
 #include "sparse.h"
@@ -21,7 +22,7 @@
 #include "terms.h"
 #include "thin.h"
 
-#define ABI 7
+#define ABI 9
 
 /* The entry points. Pointers are to element `offset` of the parameter, kept directions as well.
  * Those that take a range are what lots run. */
@@ -222,7 +223,8 @@ int32_t zo_max_rank(void) {
 
 typedef struct {
     float *out;
-    const float *left, *right;
+    Left left;
+    const float *right;
     int64_t width;
     int32_t rank;
 } Product;
@@ -234,7 +236,7 @@ void zo_product(const void *asked, int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; row += ROWS) {
         const int rows = (int)(end - row < ROWS ? end - row : ROWS);
         const Use use = {a->out + row * a->width, a->width, NULL};
-        widen(wide, a->left, row, rows, a->rank);
+        widen(wide, &a->left, row, rows, a->rank);
         panel(&use, wide, a->right, a->width, a->rank, rows, a->width);
     }
 }
@@ -266,7 +268,8 @@ typedef struct {
     void *weight;
     int64_t width;
     const Term *terms;
-    const float *const *left, *const *right; /* of each term */
+    const Left *left; /* of each term */
+    const float *const *right;
 } SweepProduct;
 
 /* Apply terms to rows begin .. end of a weight `width` wide; z of each is left @ right, see above. */
@@ -281,7 +284,7 @@ void zo_sweep_product(const void *asked, int64_t begin, int64_t end) {
         for (int t = 0; t < a->count; t++) {
             const Term *term = a->terms + t;
             if (term->a != 0.0)
-                widen(wide, a->left[t], row, rows, a->rank);
+                widen(wide, a->left + t, row, rows, a->rank);
             if (term->a != 0.0 && a->dtype == FLOAT32) {
                 const Use use = {(float *)a->weight + row * width, width, term};
                 panel(&use, wide, a->right[t], width, a->rank, rows, width);
@@ -297,20 +300,16 @@ void zo_sweep_product(const void *asked, int64_t begin, int64_t end) {
 
 typedef struct {
     float *out;
-    const float *left, *last;
+    const float *left;
     int64_t m;
     int32_t rank;
-    float times; /* on the last row */
 } Turn;
 
-/* Columns begin .. end of out (rank, m), or (rank + 1, m) with `last`: a left factor by columns. */
+/* Columns begin .. end of out (rank, m): a left factor by columns. */
 void zo_turn(const void *asked, int64_t begin, int64_t end) {
     const Turn *a = asked;
     for (int k = 0; k < a->rank; k++)
         for (int64_t i = begin; i < end; i++) a->out[k * a->m + i] = a->left[i * a->rank + k];
-    if (a->last != NULL)
-        for (int64_t i = begin; i < end; i++)
-            a->out[a->rank * a->m + i] = a->last[i] * a->times;
 }
 
 /* Rank that zo_thin takes at most; 0 where it is not better than a BLAS. */
@@ -324,19 +323,19 @@ int32_t zo_thin_rank(void) {
 
 typedef struct {
     float *out;
-    const float *x, *right, *left;
+    const float *x, *right, *left, *shift;
     int64_t n, m, rows; /* rows of the batch that share a scale */
-    int32_t rank, columns;
-    float scales[2];
+    int32_t rank;
+    float times, scales[2];
 } Thin;
 
-/* out[i] += scale * (x[i] right^T, 1) left for the rows begin .. end of a batch: x is n wide, out m,
- * right (rank, n), left (columns, m), where columns is rank or one more: what every row gets. */
+/* out[i] += scale * (x[i] right^T left + times * shift) for the rows begin .. end of a batch: x is n
+ * wide, out m, right (rank, n), left (rank, m), shift (m) or NULL. */
 void zo_thin(const void *asked, int64_t begin, int64_t end) {
 #ifdef __AVX512F__
     const Thin *a = asked;
     const int64_t n = a->n, m = a->m;
-    const int rank = a->rank, columns = a->columns, lot = rank > 8 ? LOT : AT_ONCE;
+    const int rank = a->rank, lot = rank > 8 ? LOT : AT_ONCE;
     float inner[LOT * MAX_RANK];
     for (int64_t first = begin, last; first < end; first = last) {
         const int64_t edge = (first / a->rows + 1) * a->rows;
@@ -344,20 +343,29 @@ void zo_thin(const void *asked, int64_t begin, int64_t end) {
         last = first + lot < end ? first + lot : end;
         last = last < edge ? last : edge;
         for (int64_t row = first; row < last; row += AT_ONCE) {
-            float *those = inner + (row - first) * columns;
             const float *some[AT_ONCE];
-            for (int i = 0; i < AT_ONCE; i++) {
+            for (int i = 0; i < AT_ONCE; i++)
                 some[i] = a->x + (row + i < last ? row + i : row) * n;
-                those[i * columns + columns - 1] = scale;
-            }
-            thin_in(those, some, a->right, n, rank, columns, scale);
+            thin_in(inner + (row - first) * rank, some, a->right, n, rank, scale);
         }
         for (int64_t c = 0; c < m; c += 64)
             for (int64_t row = first; row < last; row += AT_ONCE)
                 thin_out(
-                    a->out + row * m + c, inner + (row - first) * columns, a->left + c, m, m - c,
-                    columns, last - row < AT_ONCE ? (int)(last - row) : AT_ONCE
+                    a->out + row * m + c, inner + (row - first) * rank, a->left + c,
+                    a->shift ? a->shift + c : NULL, a->times * scale, m, m - c, rank,
+                    last - row < AT_ONCE ? (int)(last - row) : AT_ONCE
                 );
     }
 #endif
+}
+
+/* Rows begin .. end of a batch, each by the weights of its half. */
+void zo_norm(const void *asked, int64_t begin, int64_t end) {
+    const Norm *a = asked;
+    for (int64_t row = begin; row < end; row++) {
+        const int half = 2 * row >= a->rows;
+        norm_row(
+            a->out + row * a->n, a->x + row * a->n, a->weight[half], a->bias[half], a->n, a->eps
+        );
+    }
 }

@@ -8,7 +8,7 @@ from __future__ import annotations
 import ctypes
 import sys
 
-_ABI = 7
+_ABI = 9
 _ELEMENTS = 4099  # two tiles and a tail
 _HOW = ((1, 0, 0), (1, 1, 0), (0, 0, 1))  # steps divide, by a root, or take a sign
 # Philox4x32-10, key 0, counter 0: from the known-answer file of the authors' Random123 library.
@@ -134,12 +134,22 @@ class Pair(ctypes.Structure):
     )
 
 
+class Left(ctypes.Structure):
+    """`Left` of product.h."""
+
+    _fields_ = (
+        ("at", ctypes.c_void_p),
+        ("down", ctypes.c_int64),
+        ("across", ctypes.c_int64),
+    )
+
+
 class Product(ctypes.Structure):
     """`Product` of kernels.c."""
 
     _fields_ = (
         ("out", ctypes.c_void_p),
-        ("left", ctypes.c_void_p),
+        ("left", Left),
         ("right", ctypes.c_void_p),
         ("width", ctypes.c_int64),
         ("rank", ctypes.c_int32),
@@ -157,7 +167,7 @@ class SweepProduct(ctypes.Structure):
         ("weight", ctypes.c_void_p),
         ("width", ctypes.c_int64),
         ("terms", ctypes.POINTER(Term)),
-        ("left", ctypes.POINTER(ctypes.c_void_p)),
+        ("left", ctypes.POINTER(Left)),
         ("right", ctypes.POINTER(ctypes.c_void_p)),
     )
 
@@ -170,11 +180,12 @@ class Thin(ctypes.Structure):
         ("x", ctypes.c_void_p),
         ("right", ctypes.c_void_p),
         ("left", ctypes.c_void_p),
+        ("shift", ctypes.c_void_p),
         ("n", ctypes.c_int64),
         ("m", ctypes.c_int64),
         ("rows", ctypes.c_int64),
         ("rank", ctypes.c_int32),
-        ("columns", ctypes.c_int32),
+        ("times", ctypes.c_float),
         ("scales", ctypes.c_float * 2),
     )
 
@@ -185,10 +196,22 @@ class Turn(ctypes.Structure):
     _fields_ = (
         ("out", ctypes.c_void_p),
         ("left", ctypes.c_void_p),
-        ("last", ctypes.c_void_p),
         ("m", ctypes.c_int64),
         ("rank", ctypes.c_int32),
-        ("times", ctypes.c_float),
+    )
+
+
+class Norm(ctypes.Structure):
+    """`Norm` of norm.h."""
+
+    _fields_ = (
+        ("out", ctypes.c_void_p),
+        ("x", ctypes.c_void_p),
+        ("weight", ctypes.c_void_p * 2),
+        ("bias", ctypes.c_void_p * 2),
+        ("n", ctypes.c_int64),
+        ("rows", ctypes.c_int64),
+        ("eps", ctypes.c_double),
     )
 
 
@@ -214,6 +237,7 @@ JOBS = {
     "zo_sweep_product": SweepProduct,
     "zo_thin": Thin,
     "zo_turn": Turn,
+    "zo_norm": Norm,
 }
 
 
@@ -274,11 +298,13 @@ def main(path: str) -> int:
     factors = (ctypes.c_void_p * 2)(*2 * (ctypes.addressof(factor),))
     at = ctypes.addressof
     w, p, m, f, levels = (at(x) for x in (weight, plus, minus, factor, table))
-    lots = [_lot(lib, Product(w, f, f, 50, 3), 11)]
-    lots.append(_lot(lib, Thin(w, p, f, f, 50, 37, 5, 3, 4, (0.5, 0.5)), 5))
-    lots.append(_lot(lib, Turn(w, f, f, 37, 3, 0.5), 37))
+    lefts = (Left * 2)(Left(f, 3, 1), Left(f, 1, 11))
+    lots = [_lot(lib, Product(w, Left(f, 3, 1), f, 50, 3), 11)]
+    lots.append(_lot(lib, Thin(w, p, f, f, f, 50, 37, 5, 3, 2.0, (0.5, 0.5)), 5))
+    lots.append(_lot(lib, Norm(w, p, (f, f), (f, f), 37, 4, 1e-5), 4))
+    lots.append(_lot(lib, Turn(w, f, 37, 3), 37))
     for dtype in range(4):
-        lots.append(_lot(lib, SweepProduct(dtype, 2, 3, 2, w, 50, terms, factors, factors), 11))
+        lots.append(_lot(lib, SweepProduct(dtype, 2, 3, 2, w, 50, terms, lefts, factors), 11))
     for kind in range(3):
         fill = Fill(kind, 2, 0, w, 5, 1, levels)
         lots += [_lot(lib, fill, _ELEMENTS), _lot(lib, Rows(fill, at(rows), 77), 1)]

@@ -8,11 +8,19 @@
 #define PANEL 512     /* columns of it where it is not added at once: it stays in the cache */
 #define MAX_RANK 256
 
+/* A left factor: element (i, k) is at[i * down + k * across]. */
+typedef struct {
+    const float *at;
+    int64_t down, across;
+} Left;
+
 /* Rows `row` to `row` + `rows` of a left factor as doubles, ROWS to a column of it. */
-static void widen(double *restrict wide, const float *left, int64_t row, int rows, int rank) {
-    for (int k = 0; k < rank; k++)
+static void widen(double *restrict wide, const Left *left, int64_t row, int rows, int rank) {
+    for (int k = 0; k < rank; k++) {
+        const float *at = left->at + row * left->down + k * left->across;
         for (int i = 0; i < ROWS; i++)
-            wide[k * ROWS + i] = i < rows ? left[(row + i) * rank + k] : 0.0;
+            wide[k * ROWS + i] = i < rows ? at[i * left->down] : 0.0;
+    }
 }
 
 /* What becomes of a product: written, or added to float32 weights as a term says. */

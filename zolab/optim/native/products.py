@@ -31,7 +31,7 @@ def product(left: Tensor, right: Tensor) -> Tensor:
     """`products.product` of factors that were snapped.
 
     Args:
-        left: float32 (m, r), contiguous, CPU.
+        left: float32 (m, r), CPU.
         right: float32 (r, n), contiguous, CPU.
 
     Returns:
@@ -51,9 +51,8 @@ def products(factors: Sequence[tuple[Tensor, Tensor]]) -> list[Tensor]:
     for left, right in factors:
         (m, rank), n = left.shape, right.shape[1]
         outs.append(torch.empty(m, n))
-        first = address("left", left, torch.float32)
         second = address("right", right, torch.float32, rank * n)
-        asked.append(probe.Product(outs[-1].data_ptr(), first, second, n, rank))
+        asked.append(probe.Product(outs[-1].data_ptr(), _left(left), second, n, rank))
         lots.append(on.lot("zo_product", asked[-1], m, unit=_ROWS, weight=n))
     on.run(lots)
     return outs
@@ -72,7 +71,8 @@ def sweep(
             place.
         pid: parameter id below 2**32.
         terms: operations, applied in order, each rounded to the dtype of `weight`.
-        factors: by seed, left (m, r) and right (r, n), float32, contiguous, all of one shape.
+        factors: by seed, left (m, r) and right (r, n), float32, all of one shape; right
+            contiguous.
 
     Raises:
         ValueError: a tensor is something else.
@@ -83,69 +83,106 @@ def sweep(
     (m, rank), n = left.shape, right.shape[1]
     at = address("weight", weight, None, m * n)
     told, count = packed(terms), len(terms)
-    sides = (c_void_p * count)(), (c_void_p * count)()
+    sides = (probe.Left * count)(), (c_void_p * count)()
     for i, term in enumerate(terms):
         if term.a != 0.0:
             left, right = factors[term.seed]
-            sides[0][i] = address("left", left, torch.float32, m * rank)
+            sides[0][i] = _left(left, m)
             sides[1][i] = address("right", right, torch.float32, rank * n)
     asked = probe.SweepProduct(DTYPES[weight.dtype], count, rank, pid, at, n, told, *sides)
     lot = on.lot("zo_sweep_product", asked, m, unit=_ROWS, weight=n)
     jobs.sweep(on, at, lot, (asked, weight, factors))
 
 
-def takes_thin(rank: int, *tensors: Tensor) -> bool:
-    """Whether `turned` and `add_thin_` can work on these: float32, contiguous, CPU, no subclass,
-    and a CPU they are made for."""
-    for t in tensors:
-        plain = type(t) is Tensor or type(t) is torch.nn.Parameter
-        if not (plain and t.dtype is torch.float32 and t.is_cpu and t.is_contiguous()):
-            return False
+def _left(left: Tensor, rows: int | None = None) -> probe.Left:
+    """A left factor as C takes it, whichever way it lies in memory."""
+    fits = rows is None or len(left) == rows
+    if not (fits and left.dtype is torch.float32 and left.is_cpu and left.dim() == 2):
+        raise ValueError(
+            f"left: {tuple(left.shape)} {left.dtype} on {left.device}: expected float32 on the CPU "
+            f"with {rows} rows"
+        )
+    return probe.Left(left.data_ptr(), *left.stride())
+
+
+def by_columns(factors: Sequence[Tensor]) -> list[Tensor]:
+    """The same factors, each column in one piece of memory.
+
+    Args:
+        factors: float32 (m, r), contiguous, CPU.
+    """
+    on = native._library()
+    outs, asked, lots = [], [], []
+    for factor in factors:
+        m, rank = factor.shape
+        outs.append(torch.empty(rank, m))
+        at = address("factor", factor, torch.float32)
+        asked.append(probe.Turn(outs[-1].data_ptr(), at, m, rank))
+        lots.append(on.lot("zo_turn", asked[-1], m, unit=16, weight=rank))
+    on.run(lots)
+    return [out.T for out in outs]
+
+
+def takes_thin(rank: int) -> bool:
+    """Whether there is `Thin` for a rank here, and a CPU it is made for."""
     return native.available() and 0 < rank <= native._library().thin_rank
 
 
-def turned(left: Tensor, last: Tensor | None = None, times: float = 1.0) -> Tensor:
-    """A left factor by columns, as `add_thin_` takes it.
+class Thin:
+    """What a perturbation of low rank adds to the output of a linear layer, each row of the batch
+    passed once, in any order of summing.
 
     Args:
-        left: float32 (m, r), contiguous, CPU.
-        last: float32 (m,), one row more: what every row of a batch gets.
-        times: factor on it.
+        left: float32 (m, r), CPU, by columns.
+        right: float32 (n, r), CPU, by columns.
+        scales: one or two factors, on equal parts of the rows.
+        shift: float32 (m,), contiguous: what every row gets, and a factor on it.
 
-    Returns:
-        float32 (r, m) or (r + 1, m).
+    Raises:
+        ValueError: a tensor is something else.
+        RuntimeError: the kernels are not available.
     """
-    on = native._library()
-    m, rank = left.shape
-    out = torch.empty(rank + (last is not None), m)
-    at = address("left", left, torch.float32)
-    more = None if last is None else address("last", last, torch.float32, m)
-    asked = probe.Turn(out.data_ptr(), at, more, m, rank, times)
-    on.run([on.lot("zo_turn", asked, m, unit=16, weight=rank)])
-    return out
+
+    def __init__(
+        self,
+        left: Tensor,
+        right: Tensor,
+        scales: Sequence[float],
+        shift: tuple[Tensor, float] | None = None,
+    ) -> None:
+        self._on = native._library()
+        (self.m, rank), self.n = left.shape, len(right)
+        self.parts = len(scales)
+        more, times = shift or (None, 0.0)
+        sides = [address("factor", side.T, torch.float32) for side in (right, left)]
+        sides.append(None if more is None else address("shift", more, torch.float32, self.m))
+        both = (c_float * 2)(*scales)
+        self._asked = probe.Thin(None, None, *sides, self.n, self.m, 0, rank, times, both)
+        self._lots = (probe.Lot * 1)()
+        self._lots[0] = self._on.lot("zo_thin", self._asked, 0, unit=4, weight=self.n + self.m)
+        self._kept = left, right, more
+
+    def takes(self, x: Tensor) -> bool:
+        """Whether an input is what it is made for: (..., n), contiguous, float32, CPU."""
+        return _is_plain(x) and x.shape[-1] == self.n
+
+    def add_(self, out: Tensor, x: Tensor) -> bool:
+        """out += scale (x right leftᵀ + shift), if out is what it is made for: whether it is.
+
+        Args:
+            out: (rows, ..., m), contiguous, float32, CPU.
+            x: (rows, ..., n), see `takes`; rows a multiple of the number of scales.
+        """
+        rows = x.numel() // self.n
+        if not (_is_plain(out) and out.numel() == rows * self.m):
+            return False
+        asked = self._asked
+        asked.out, asked.x, asked.rows = out.data_ptr(), x.data_ptr(), rows // self.parts
+        self._lots[0].count = rows
+        self._on.run_packed(self._lots, 1, rows * (self.n + self.m))
+        return True
 
 
-def add_thin_(
-    out: Tensor, x: Tensor, left: Tensor, right: Tensor, scales: Sequence[float]
-) -> Tensor:
-    """`factored.add_products_`, each row of the batch passed once, in any order of summing.
-
-    Args:
-        out: (rows, m), contiguous, changed in place; all float32 on the CPU.
-        x: (rows, n), contiguous.
-        left: (r, m) or (r + 1, m), contiguous.
-        right: (r, n), contiguous.
-        scales: factors on equal parts of the rows, at most two.
-
-    Returns:
-        out.
-    """
-    on = native._library()
-    (rows, m), (rank, n), columns = out.shape, right.shape, len(left)
-    to = address("out", out, torch.float32, rows * m)
-    at = address("x", x, torch.float32, rows * n)
-    sides = [address("factors", side, torch.float32) for side in (right, left)]
-    part = rows // len(scales)
-    asked = probe.Thin(to, at, *sides, n, m, part, rank, columns, (c_float * 2)(*scales))
-    on.run([on.lot("zo_thin", asked, rows, unit=4, weight=n + m)])
-    return out
+def _is_plain(tensor: Tensor) -> bool:
+    plain = type(tensor) is Tensor and tensor.dtype is torch.float32
+    return plain and tensor.is_cpu and tensor.is_contiguous()

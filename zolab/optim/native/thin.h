@@ -16,7 +16,7 @@ static inline __mmask16 first_lanes(int64_t n) {
 /* inner[i][k] = scale * (x[i] . right[k]) for AT_ONCE rows of x; those after the last repeat it. */
 static void thin_in(
     float *restrict inner, const float *const *x, const float *restrict right, int64_t n, int rank,
-    int columns, float scale
+    float scale
 ) {
     for (int k = 0; k < rank; k += AT_ONCE) {
         const int some = rank - k < AT_ONCE ? rank - k : AT_ONCE;
@@ -54,14 +54,15 @@ static void thin_in(
         for (int i = 0; i < AT_ONCE; i++)
             for (int j = 0; j < AT_ONCE; j++) whole[i][j] = scale * _mm512_reduce_add_ps(sum[i][j]);
         for (int i = 0; i < AT_ONCE; i++)
-            for (int j = 0; j < some; j++) inner[i * columns + k + j] = whole[i][j];
+            for (int j = 0; j < some; j++) inner[i * rank + k + j] = whole[i][j];
     }
 }
 
-/* out[i][c] += sum over k of inner[i][k] * left[k][c], n <= 64 columns of `rows` <= AT_ONCE rows. */
+/* out[i][c] += sum over k of inner[i][k] * left[k][c], and by * shift[c] if there is one, for n <= 64
+ * columns of `rows` <= AT_ONCE rows. */
 static inline void thin_out(
-    float *restrict out, const float *restrict inner, const float *restrict left, int64_t m,
-    int64_t n, int columns, int rows
+    float *restrict out, const float *restrict inner, const float *restrict left,
+    const float *restrict shift, float by, int64_t m, int64_t n, int rank, int rows
 ) {
     __mmask16 lanes[4];
     __m512 sum[AT_ONCE][4];
@@ -72,12 +73,18 @@ static inline void thin_out(
             __builtin_prefetch(to + AT_ONCE * m, 1); /* the rows after these */
             sum[i][j] = i < rows ? _mm512_maskz_loadu_ps(lanes[j], to) : _mm512_setzero_ps();
         }
-    for (int k = 0; k < columns; k++) {
+    if (shift != NULL)
+        for (int j = 0; j < 4; j++) {
+            const __m512 more = _mm512_maskz_loadu_ps(lanes[j], shift + 16 * j);
+            for (int i = 0; i < AT_ONCE; i++)
+                sum[i][j] = _mm512_fmadd_ps(more, _mm512_set1_ps(by), sum[i][j]);
+        }
+    for (int k = 0; k < rank; k++) {
         __m512 u[4];
         for (int j = 0; j < 4; j++)
             u[j] = _mm512_maskz_loadu_ps(lanes[j], left + k * m + 16 * j);
         for (int i = 0; i < AT_ONCE; i++) {
-            const __m512 a = _mm512_set1_ps(inner[i * columns + k]);
+            const __m512 a = _mm512_set1_ps(inner[i * rank + k]);
             for (int j = 0; j < 4; j++) sum[i][j] = _mm512_fmadd_ps(a, u[j], sum[i][j]);
         }
     }

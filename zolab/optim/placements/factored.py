@@ -1,14 +1,128 @@
-"""The part of a linear layer's output that a perturbation of low rank adds."""
+"""Linear layers whose perturbation is a product of thin factors."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zolab.optim.native import products as native
+from zolab.optim.engine import Engine
+from zolab.optim.linear import multiplier
+from zolab.optim.native.products import Thin, by_columns, takes_thin
+from zolab.optim.parameters import ParamInfo
+
+
+@dataclass(frozen=True)
+class ThinLinear:
+    """A linear layer whose z is a product of thin factors.
+
+    Attributes:
+        multiply: x, weight, bias -> x weightᵀ + bias.
+        weight: the clean weights, and the bias that goes with them.
+        pids: parameters that must not have been perturbed by an outer module.
+        thin: adds what the perturbation makes of a batch.
+    """
+
+    multiply: Callable[..., Tensor]
+    weight: tuple[Tensor, Tensor | None]
+    pids: frozenset[int]
+    thin: Thin
+
+    def __call__(self, x: Tensor) -> Tensor | None:
+        """Output for a batch, None where the kernels are not made for it.
+
+        Args:
+            x: (rows, ..., n), rows a multiple of the number of signs.
+        """
+        if x.shape[0] % self.thin.parts or not self.thin.takes(x):
+            return None
+        out = self.multiply(x, *self.weight)
+        return out if self.thin.add_(out, x) else None
+
+
+def thin_linear(
+    module: nn.Linear,
+    own: list[ParamInfo],
+    clean: Mapping[int, Tensor],
+    factors: tuple[Tensor, Tensor],
+    eps: Sequence[float],
+    signs: Sequence[float],
+    z: Callable[[ParamInfo], Tensor],
+) -> ThinLinear | None:
+    """A linear layer along thin factors by the native kernels, None where they are not for it.
+
+    Args:
+        module: the layer.
+        own: its trained parameters.
+        clean: their clean weights, by id.
+        factors: left (m, r) and right (n, r) of its weight's z.
+        eps: perturbation scale of each group.
+        signs: one for the whole batch, or one for each half of the rows.
+        z: whole z of its bias, float32 (m,).
+    """
+    by_param = {id(info.param): info for info in own}
+    info, added = by_param[id(module.weight)], by_param.get(id(module.bias))
+    weight, (left, right) = clean[info.pid], factors
+    able = weight.dtype is torch.float32 and weight.is_cpu
+    if not (able and takes_thin(left.shape[1]) and right.T.is_contiguous()):
+        return None
+    if not left.T.is_contiguous():
+        (left,) = by_columns([left])
+    scale, shift, bias = eps[info.group], None, module.bias
+    if added is not None:
+        shift, bias = (z(added), eps[added.group] / scale), clean[added.pid]
+    thin = Thin(left, right, [sign * scale for sign in signs], shift)
+    pids = frozenset(one.pid for one in (info, added) if one is not None)
+    with_bias = weight, None if bias is None else bias.detach()
+    return ThinLinear(multiplier(module), with_bias, pids, thin)
+
+
+def along_factors(
+    engine: Engine,
+    module: nn.Linear,
+    own: list[ParamInfo],
+    clean: Mapping[int, Tensor],
+    x: Tensor,
+    seed: int,
+    eps: Sequence[float],
+    signs: Sequence[float],
+) -> Tensor | None:
+    """Output of a linear layer, one product with the weight as it is for all signs, and two thin
+    ones; None where its z is no product of thin factors.
+
+    Args:
+        engine: noise and masks.
+        module: the layer.
+        own: its trained parameters that are to be perturbed.
+        clean: their clean weights, by id.
+        x: (rows, ..., n), rows a multiple of the number of signs.
+        seed: direction.
+        eps, signs: see `thin_linear`.
+    """
+    by_param = {id(info.param): info for info in own}
+    info, added = by_param.get(id(module.weight)), by_param.get(id(module.bias))
+    if info is None or x.shape[0] % len(signs):
+        return None
+    weight = clean[info.pid]
+    thin = engine.factors(info, weight, seed)
+    if thin is None:
+        return None
+
+    def z(one: ParamInfo) -> Tensor:
+        return engine.whole_z(one, clean[one.pid], seed)
+
+    made = thin_linear(module, own, clean, thin, eps, signs, z)
+    out = made(x) if made is not None else None
+    if out is not None:
+        return out
+    scale, bias, shift = eps[info.group], module.bias, None
+    if added is not None:
+        bias, shift = clean[added.pid], (z(added), eps[added.group] / scale)
+    out = multiplier(module)(x, weight, bias)
+    return add_products_(out, x, *thin, [sign * scale for sign in signs], shift)
 
 
 def add_products_(
@@ -35,12 +149,9 @@ def add_products_(
     Returns:
         out.
     """
-    rank, flat = right.shape[1], out.view(-1, out.shape[-1])
+    flat = out.view(-1, out.shape[-1])
     x = x.to(out.dtype).reshape(-1, x.shape[-1])
     thin = right.T.to(out.dtype).contiguous()
-    if native.takes_thin(rank, flat, x, left, thin):
-        native.add_thin_(flat, x, native.turned(left, *shift or ()), thin, scales)
-        return out
     if shift is not None:
         left = torch.cat((left, (shift[0] * shift[1])[:, None]), dim=1)
         thin = torch.cat((thin, thin.new_zeros(1, len(right))))

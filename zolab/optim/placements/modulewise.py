@@ -13,27 +13,22 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from zolab.optim.backend import Limit
-from zolab.optim.bits import mask_rows
 from zolab.optim.engine import Engine
-from zolab.optim.linear import multiplier
 from zolab.optim.memory import pair_bytes, spread_bytes
+from zolab.optim.native.norm import norm, takes_norm
 from zolab.optim.parameters import ParamInfo
-from zolab.optim.placements.factored import add_products_
+from zolab.optim.placements.factored import along_factors
+from zolab.optim.placements.pieces import CHUNK_ELEMENTS, Pieces
 from zolab.optim.placements.ready import Ready, ready_bytes
-from zolab.optim.placements.rows import half_rows, is_plain, join, join_rows, tensors
-
-#: Rows of a big weight perturbed and multiplied at once: scratch stays at a few MB.
-CHUNK_ELEMENTS = 1 << 22
+from zolab.optim.placements.rows import half_rows, is_plain, join, tensors
 
 
 class RowsError(RuntimeError):
     """A module's inputs are not laid out as rows of the batch, so halves cannot be told apart."""
 
 
-class ModuleWise:
+class ModuleWise(Pieces):
     """Wraps the modules of a model that own trained parameters.
 
     Args:
@@ -87,7 +82,8 @@ class ModuleWise:
         self._clean = {info.pid: info.param.data for info in self.engine.infos}
         self._poison = poison
         if self.prepares:
-            self._ready.make(self.engine, self.owners, seed, eps)
+            signs = (1.0, -1.0) if sign is None else (sign,)
+            self._ready.make(self.engine, self.owners, seed, eps, signs)
         # first of all: a hook of the model itself may put something before the text
         hook = self.model.register_forward_pre_hook(
             self._note_batch, with_kwargs=True, prepend=True
@@ -139,7 +135,9 @@ class ModuleWise:
         while copies are being made: the module's outputs come later.
         """
         alive = alone = 0
-        for name, module, own in self.owners:
+        ready, done = ready_bytes(self.engine, self.owners) if self.prepares else (0, ())
+        for name, module, every in self.owners:
+            own = [info for info in every if info.pid not in done]
             if is_plain(module, nn.Embedding):
                 alone = max(alone, *(spread_bytes(self.engine, info) for info in own))
                 continue
@@ -149,7 +147,6 @@ class ModuleWise:
             alone = max(alone, making)
             if name != self.owners[-1][0]:
                 alive = max(alive, copies)
-        ready = ready_bytes(self.engine, self.owners) if self.prepares else 0
         return alive + ready, alone + ready
 
     def _factor_bytes(self, module: nn.Module, own: list[ParamInfo]) -> int | None:
@@ -167,9 +164,13 @@ class ModuleWise:
 
     def _wrap(self, module: nn.Module, own: list[ParamInfo], forward: Callable) -> Callable:
         name = next(n for n, m, _ in self.owners if m is module)
+        mine = [info.pid for info in own]
 
         def run(*args: Any, **kwargs: Any) -> Any:
-            self.entered.update(info.pid for info in own)
+            self.entered.update(mine)
+            out = self._planned(module, args, kwargs)
+            if out is not None:
+                return out
             if self.stands(own):
                 with self._clean_inside(own):
                     return forward(*args, **kwargs)
@@ -184,6 +185,13 @@ class ModuleWise:
                 return forward(*args, **kwargs)
 
         return run
+
+    def _planned(self, module: nn.Module, args: tuple, kwargs: dict) -> Tensor | None:
+        """Output of a module that was made ready, None for others."""
+        plan = self._ready.linear.get(id(module))
+        if plan is None or len(args) != 1 or kwargs or id(module) in self._own_forward:
+            return None
+        return None if self._active.intersection(plan.pids) else plan(args[0])
 
     def stands(self, own: list[ParamInfo]) -> bool:
         """Whether a mask of whole layers leaves all of a module's weights alone in this step."""
@@ -205,7 +213,7 @@ class ModuleWise:
     @contextmanager
     def _perturbed(self, own: list[ParamInfo], sign: float) -> Iterator[None]:
         """One sign in force; a parameter that an outer owner has already perturbed stays so."""
-        todo = [info for info in own if info.pid not in self._active]
+        todo = self._todo(own)
         outside = [info.param.data for info in todo]
         copies = [self._pair(info)[0 if sign > 0 else 1] for info in todo]
         try:
@@ -238,6 +246,8 @@ class ModuleWise:
         out = self._factored(module, own, args, (1.0, -1.0))
         if out is None:
             out = self._in_pieces(module, own, args, (1.0, -1.0))
+        if out is None:
+            out = self._normed(module, own, args)
         if out is not None:
             return out
         saved = [info.param.data for info in own]
@@ -287,125 +297,22 @@ class ModuleWise:
         """
         if not args or id(module) in self._own_forward or not is_plain(module, nn.Linear):
             return None
-        by_param = {id(info.param): info for info in own}
-        info = by_param.get(id(module.weight))
-        if info is None or info.pid in self._active or args[0].shape[0] % len(signs):
+        clean, x, eps = self._clean, args[0], self.eps
+        return along_factors(self.engine, module, self._todo(own), clean, x, self.seed, eps, signs)
+
+    def _normed(self, module: nn.Module, own: list[ParamInfo], args: tuple) -> Tensor | None:
+        """Output of a layer normalisation in one pass over its rows, written where both halves lie
+        together; None for other modules, and where a forward keeps the bits of plain torch."""
+        if not self.engine.direction.prepared_bytes() or len(args) != 1:
             return None
-        weight = self._clean[info.pid]
-        thin = self.engine.factors(info, weight, self.seed)
-        if thin is None:
+        if id(module) in self._own_forward or not is_plain(module, nn.LayerNorm):
             return None
-        eps, bias, shift = self.eps[info.group], module.bias, None
-        added = by_param.get(id(bias))
-        if added is not None and added.pid not in self._active:
-            bias = self._clean[added.pid]
-            z = self._ready.zs.get(added.pid)
-            z = self.engine.whole_z(added, bias, self.seed) if z is None else z
-            shift = z, self.eps[added.group] / eps
-        out = multiplier(module)(args[0], weight, bias)
-        return add_products_(out, args[0], *thin, [sign * eps for sign in signs], shift)
-
-    def _in_pieces(
-        self, module: nn.Module, own: list[ParamInfo], args: tuple, signs: tuple[float, ...]
-    ) -> Tensor | None:
-        """Output of a module whose weight is never perturbed whole; None for other modules.
-
-        Args:
-            module: what computes.
-            own: its trained parameters.
-            args: what it is called with.
-            signs: one for the whole batch, or one for each half of the rows.
-        """
-        # Called by keyword, nothing is known about the names; a hook's forward does more.
-        if not args or id(module) in self._own_forward:
+        of = {id(info.param): info for info in self._todo(own)}
+        both = [of.get(id(param)) for param in (module.weight, module.bias)]
+        if None in both or not takes_norm(args[0], *(self._clean[info.pid] for info in both)):
             return None
-        if is_plain(module, nn.Embedding) and module.max_norm is None:
-            return self._embedding(module, own[0], args[0], signs)
-        alone = len(own) == 1 and len(signs) == 2 and is_plain(module, nn.Linear)
-        if alone and own[0].param is module.bias:
-            return self._biased(module, own[0], args[0])
-        big = max(info.numel for info in own) > CHUNK_ELEMENTS
-        if is_plain(module, nn.Linear) and big and id(module.weight) in {id(i.param) for i in own}:
-            return self._linear(module, own, args[0], signs)
-        return None
+        return norm(args[0], *(self._pair(info) for info in both), module.eps)
 
-    def _embedding(
-        self, module: nn.Embedding, info: ParamInfo, index: Tensor, signs: tuple[float, ...]
-    ) -> Tensor:
-        """Only the rows that are looked up are perturbed."""
-        weight = self._clean[info.pid]
-        if len(signs) == 2 and index.shape[0] == 1 and self._batch() not in (None, 1):
-            index = index.expand(2 * self._batch(), *index.shape[1:])
-        used, place = torch.unique(index, return_inverse=True)
-        width = weight.shape[1]
-        step = self.engine.source.rows(info.pid, self.seed, used, width)
-        step = step * self.eps[info.group]
-        if weight.dtype == torch.float64:
-            step = step.to(torch.float64)
-        rows = weight[used]
-        wide = rows if weight.dtype == torch.float64 else rows.to(torch.float32)
-        mask = self.engine.choice_of(info, weight)
-        if mask is False:
-            step = step.zero_()
-        elif mask is not True:
-            chosen = mask.of(rows) if isinstance(mask, Limit) else mask_rows(mask, used, rows.shape)
-            step.masked_fill_(~chosen, 0.0)
-        tables = [(wide + step if sign > 0 else wide - step).to(weight.dtype) for sign in signs]
-        halves = zip(place.chunk(len(signs)), tables, strict=True)
-        return join_rows([F.embedding(half, rows) for half, rows in halves])
-
-    def _biased(self, module: nn.Linear, info: ParamInfo, x: Tensor) -> Tensor:
-        """A frozen weight under a trained bias: one product for both signs."""
-        out = multiplier(module)(x, module.weight)
-        halves = zip(out.chunk(2), self._pair(info), strict=True)
-        return join_rows([half + bias for half, bias in halves])
-
-    def _linear(
-        self, module: nn.Linear, own: list[ParamInfo], x: Tensor, signs: tuple[float, ...]
-    ) -> Tensor:
-        """A weight too big for scratch: rows of it are perturbed and multiplied in turn."""
-        by_param = {id(info.param): info for info in own}
-        info = by_param[id(module.weight)]
-        weight = self._clean[info.pid]
-        mask = self.engine.choice_of(info, weight)
-        outs: list[list[Tensor]] = [[] for _ in signs]
-        at_once = max(1, CHUNK_ELEMENTS // weight.shape[1])
-        for start in range(0, weight.shape[0], at_once):
-            rows = weight[start : start + at_once]
-            chosen = mask
-            if isinstance(mask, Tensor):
-                chosen = mask.view(len(weight), -1)[start : start + at_once]
-            offset = start * weight.shape[1]
-            products = self._products(module, info, x, rows, chosen, offset, signs)
-            for part, product in zip(outs, products, strict=True):
-                part.append(product)
-        halves = [torch.cat(part, dim=-1) for part in outs]
-        if (biases := self._biases(module, by_param)) is not None:
-            for half, sign in zip(halves, signs, strict=True):
-                half.add_(biases[0 if sign > 0 else 1])
-        return join_rows(halves)
-
-    def _products(
-        self,
-        module: nn.Linear,
-        info: ParamInfo,
-        x: Tensor,
-        rows: Tensor,
-        mask: Tensor | Limit | bool,
-        offset: int,
-        signs: tuple[float, ...],
-    ) -> list[Tensor]:
-        """Each part of x times the same rows, perturbed; a function, so that scratch ends here."""
-        eps = self.eps[info.group]
-        both = self.engine.pair_rows(info, rows, self.seed, eps, mask, offset)
-        parts = zip(x.chunk(len(signs)), signs, strict=True)
-        return [multiplier(module)(part, both[0 if sign > 0 else 1]) for part, sign in parts]
-
-    def _biases(
-        self, module: nn.Linear, by_param: dict[int, ParamInfo]
-    ) -> tuple[Tensor, Tensor] | None:
-        if module.bias is None:
-            return None
-        info = by_param.get(id(module.bias))
-        stays = info is None or info.pid in self._active
-        return (module.bias.data,) * 2 if stays else self._pair(info)
+    def _todo(self, own: list[ParamInfo]) -> list[ParamInfo]:
+        """Without those that an outer owner has already perturbed."""
+        return [info for info in own if info.pid not in self._active]

@@ -11,7 +11,7 @@ __all__ = ["BuildError", "library"]
 
 _HERE = Path(__file__).parent
 SOURCE = _HERE / "kernels.c"
-_NAMES = "jobs masks noise norm product source sparse steps storage terms thin"
+_NAMES = "bits jobs masks noise norm product source sparse steps storage terms thin"
 _HEADERS = tuple(_HERE / f"{name}.h" for name in _NAMES.split())
 _PROBE = _HERE / "probe.py"
 

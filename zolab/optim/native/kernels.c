@@ -10,6 +10,7 @@
  */
 #include <stddef.h>
 
+#include "bits.h"
 #include "jobs.h"
 #include "masks.h"
 #include "noise.h"
@@ -22,7 +23,7 @@
 #include "terms.h"
 #include "thin.h"
 
-#define ABI 9
+#define ABI 10
 
 /* The entry points. Pointers are to element `offset` of the parameter, kept directions as well.
  * Those that take a range are what lots run. */
@@ -122,8 +123,13 @@ void zo_sweep(const void *asked, int64_t begin, int64_t end) {
     source.pid = a->pid;
     source.table = a->table;
     const int split = mask->limit ? mask->split : count, steps = has_step(terms, count);
+    const int by_bits = goes_by_bits(a->kind, dtype, mask, steps);
     for (Tile tile = tile_at(a->offset, begin, end); tile.n > 0;
          tile = tile_at(a->offset, tile.at + tile.n, end)) {
+        if (by_bits && tile.n == TILE) {
+            tile_by_bits(&source, dtype, a->weight, mask, tile, terms, split, count);
+            continue;
+        }
         if (mask->form == PLACES && !steps) {
             int few;
             const uint16_t *places = places_of(mask, spare, tile, &few);

@@ -54,6 +54,21 @@ static const uint16_t *places_of(const Mask *mask, uint16_t *spare, Tile tile, i
     return spare;
 }
 
+#ifdef __AVX512BW__
+/* Which of 64 weights are within the limit. */
+static inline uint64_t within(const float *w, const Mask *mask) {
+    const __m512 edge = _mm512_set1_ps((float)mask->threshold);
+    uint64_t set = 0;
+    for (int j = 0; j < 4; j++) {
+        const __m512 size = _mm512_abs_ps(_mm512_loadu_ps(w + 16 * j));
+        const __m512 small = mask->limit == BELOW ? size : edge;
+        const __m512 large = mask->limit == BELOW ? edge : size;
+        set |= (uint64_t)_mm512_cmp_ps_mask(small, large, _CMP_LE_OQ) << (16 * j);
+    }
+    return set;
+}
+#endif
+
 /* out[i] = 1 where the weights of a tile are within the limit, else 0. */
 static void decide(uint8_t *restrict out, const Mask *mask, int dtype, const void *weight, Tile tile) {
     float wide[TILE];
@@ -74,16 +89,8 @@ static void decide(uint8_t *restrict out, const Mask *mask, int dtype, const voi
     else
         load16(dtype, wide, (const uint16_t *)weight + tile.at, n);
 #ifdef __AVX512BW__
-    const __m512 edge = _mm512_set1_ps(h);
-    for (; i + 64 <= n; i += 64) {
-        uint64_t set = 0;
-        for (int j = 0; j < 4; j++) {
-            __m512 size = _mm512_abs_ps(_mm512_loadu_ps(w + i + 16 * j));
-            __m512 small = below ? size : edge, large = below ? edge : size;
-            set |= (uint64_t)_mm512_cmp_ps_mask(small, large, _CMP_LE_OQ) << (16 * j);
-        }
-        _mm512_storeu_si512(out + i, _mm512_maskz_set1_epi8(set, 1));
-    }
+    for (; i + 64 <= n; i += 64)
+        _mm512_storeu_si512(out + i, _mm512_maskz_set1_epi8(within(w + i, mask), 1));
 #endif
     for (; i < n; i++) out[i] = below ? fabsf(w[i]) <= h : fabsf(w[i]) >= h;
 }

@@ -8,7 +8,7 @@ from __future__ import annotations
 import ctypes
 import sys
 
-_ABI = 9
+_ABI = 10
 _ELEMENTS = 4099  # two tiles and a tail
 _HOW = ((1, 0, 0), (1, 1, 0), (0, 0, 1))  # steps divide, by a root, or take a sign
 # Philox4x32-10, key 0, counter 0: from the known-answer file of the authors' Random123 library.

@@ -7,16 +7,13 @@ from typing import Any
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from launchers.expand import cells_of
 from zolab import compose
 from zolab.compose.repository import read_once
 from zolab.config import CONF_DIR
-from zolab.errors import UserError
 
 
 def cells_from(
@@ -33,14 +30,14 @@ def cells_from(
     """
     prepared = compose.prepare_overrides(word for word in overrides if word != "-m")
     compose.prepare_hydra()
-    try:
-        with hydra.initialize_config_dir(str(CONF_DIR), version_base="1.3", job_name="zolab"):
-            running = GlobalHydra.instance().hydra
-            master = running.compose_config(
-                "config", prepared, run_mode=RunMode.MULTIRUN, with_log_configuration=False
-            )
-            given = list(OmegaConf.to_container(master.hydra.overrides.task))
-            params = dict(master.hydra.sweeper.get("params") or {})
-            return cells_of(read_once(running.config_loader), master, given, params, check)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(compose.explain(error)) from error
+    with (
+        compose.told(),
+        hydra.initialize_config_dir(str(CONF_DIR), version_base="1.3", job_name="zolab"),
+    ):
+        running = GlobalHydra.instance().hydra
+        master = running.compose_config(
+            "config", prepared, run_mode=RunMode.MULTIRUN, with_log_configuration=False
+        )
+        given = list(OmegaConf.to_container(master.hydra.overrides.task))
+        params = dict(master.hydra.sweeper.get("params") or {})
+        return cells_of(read_once(running.config_loader), master, given, params, check)

@@ -7,6 +7,8 @@ node plans a sweep without torch. The one file that may import launchers and ana
 from __future__ import annotations
 
 import contextlib
+import io
+import itertools
 import os
 import sys
 import traceback
@@ -26,6 +28,8 @@ _OPTIONS = (
     *("-c", "--cfg", "-p", "--package", "-cd", "--config-dir"),
     *("-cn", "--config-name", "-cp", "--config-path"),
 )
+#: What `--cfg` can show.
+_SHOWN = ("job", "hydra", "all")
 
 _HELP = """\
 usage: zolab [KEY=VALUE ...]         run one cell, or go on with it
@@ -68,6 +72,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments without the program name; None for those of the process.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A locale without "±" must not cost a report.
+        sys.stdout.reconfigure(errors="replace")
     try:
         return _dispatch(arguments)
     except UserError as error:
@@ -128,23 +135,12 @@ def _help() -> str:
 
 def _compose_and_run(arguments: list[str]) -> int:
     """Compose with Hydra; a sweep runs inside Hydra's sweeper, a single cell after it."""
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
-
     from zolab import compose
 
     options, overrides = _split(arguments)
     prepared = compose.prepare_overrides(overrides)
-    try:
+    with compose.told():
         config = _hydra([*options, *prepared])
-    except (HydraException, OmegaConfBaseException, YAMLError) as error:
-        raise UserError(compose.explain(error)) from error
-    except ValueError as error:
-        # Hydra's word for a group set to null or a number, here from the `grid` of an experiment
-        if not str(error).startswith("Config group override must be"):
-            raise
-        raise UserError(f"a config group takes the name of a choice ({error})") from error
     return 0 if config is None else _run_one(config)
 
 
@@ -172,6 +168,9 @@ def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
             overrides.append(argument)
     if takes_value:
         raise UserError(f"{options[-1]}: a value must follow")
+    for name, value in itertools.pairwise([word for text in options for word in text.split("=")]):
+        if name in ("-c", "--cfg") and value not in _SHOWN:
+            raise UserError(f"{name} {value}: expected one of {', '.join(_SHOWN)}")
     return options, overrides
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import subprocess
@@ -139,6 +140,8 @@ def test_several_values_without_m_and_keys_given_twice_are_refused(
         (["xyz"], "xyz: no such verb (verbs: plan, doctor, report"),
         (["--multirn"], "--multirn: no such option; did you mean '--multirun'?"),
         (["--config-dir"], "--config-dir: a value must follow"),
+        (["--cfg", "foo"], "--cfg foo: expected one of job, hydra, all"),
+        (["--cfg=foo"], "--cfg foo: expected one of job, hydra, all"),
         (["plan", "--config-dir", "no"], "--config-dir no: expected a folder with YAML files"),
         (["replay", "nope", "--step", "1", "--out", "x"], "RUN = 'nope': no run directory"),
         (["replay", "nope", "--step", "-1", "--out", "x"], "expected a whole number >= 0"),
@@ -158,6 +161,44 @@ def test_broken_yaml_of_the_user_names_file_and_line(refused: Refused, tmp_path:
     (tmp_path / "mine" / "task" / "odd.yaml").write_text("kind: classification\nname: [\n")
     said = refused("--config-dir", str(tmp_path / "mine"), "task=odd")
     assert "odd.yaml:" in said
+
+
+@pytest.mark.parametrize("verb", [[], ["plan"], ["doctor"]])
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("task=odd", "odd.yaml:"),
+        ("task=bytes", "not UTF-8"),
+        ("task=none", "task = 'none': no such choice"),
+        ("seed=${nope}", "Interpolation key 'nope' not found"),
+    ],
+)
+def test_what_cannot_be_composed_is_told_by_every_verb(
+    verb: list[str], override: str, message: str, refused: Refused, tmp_path: Path
+) -> None:
+    folder = tmp_path / "mine" / "task"
+    folder.mkdir(parents=True)
+    (folder / "odd.yaml").write_text("kind: classification\nname: [\n")
+    (folder / "bytes.yaml").write_bytes(b"\xff\xfe")
+    assert message in refused(*verb, "--config-dir", str(tmp_path / "mine"), override)
+
+
+@pytest.mark.parametrize("verb", [["-m"], ["plan"]])
+def test_no_choice_in_a_grid_is_told(verb: list[str], refused: Refused, tmp_path: Path) -> None:
+    folder = tmp_path / "mine" / "experiment"
+    folder.mkdir(parents=True)
+    (folder / "g.yaml").write_text("# @package _global_\ngrid:\n  - optimizer: null\n")
+    said = refused(*verb, "--config-dir", str(tmp_path / "mine"), "experiment=g")
+    assert "takes the name of a choice" in said
+
+
+def test_output_that_cannot_say_a_letter_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))
+    monkeypatch.setitem(cli.VERBS, "status", (lambda _: print("80.8 ± 0.6") or 0, ""))
+    assert cli.main(["status"]) == 0
+    sys.stdout.flush()
+    assert raw.getvalue() == b"80.8 ? 0.6\n"
 
 
 def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:

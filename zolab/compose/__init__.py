@@ -14,7 +14,13 @@ from typing import TYPE_CHECKING, Any
 from zolab import assets
 from zolab.compose.building import build, trust
 from zolab.compose.cells import read_cell, title, title_of, write_cell
-from zolab.compose.overrides import explain, prepare_hydra, prepare_overrides, register_profiles
+from zolab.compose.overrides import (
+    explain,
+    prepare_hydra,
+    prepare_overrides,
+    register_profiles,
+    told,
+)
 from zolab.config import CONF_DIR, check_tree, hub, hub_data
 from zolab.config.contents import (
     locate_model,
@@ -54,6 +60,7 @@ __all__ = [
     "run_id",
     "title",
     "title_of",
+    "told",
     "trust",
     "write_cell",
 ]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,25 @@ def _look_over_choice(text: str, override: Any) -> None:
 
 #: Why a choice may lack a part.
 _WITHOUT = {"optimizer/placement": " (it evaluates no perturbed losses)"}
+
+
+@contextlib.contextmanager
+def told() -> Iterator[None]:
+    """What Hydra, OmegaConf or YAML say against a composition, as a UserError of one line."""
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
+        raise UserError(explain(error)) from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"a YAML file of the config is not UTF-8 text ({error})") from error
+    except ValueError as error:
+        # Hydra's word for a group set to null or a number, here from the `grid` of an experiment
+        if not str(error).startswith("Config group override must be"):
+            raise
+        raise UserError(f"a config group takes the name of a choice ({error})") from error
 
 
 def explain(error: Exception) -> str:

@@ -45,7 +45,9 @@ def doctor(arguments: Sequence[str]) -> int:
     description = "Prompt, tokens, batches, memory, self-check and one timed step of a cell."
     parser = cell_parser("doctor", description, "as for a run")
     overrides = overrides_of(parser.parse_args(list(arguments)))
-    cell = compose.check(compose.compose(compose.prepare_overrides(overrides)))
+    with compose.told():
+        composed = compose.compose(compose.prepare_overrides(overrides))
+    cell = compose.check(composed)
     report = Report()
     report.say(
         f"{cell['optimizer'].get('name', '')} with {cell['model']['name']} on "

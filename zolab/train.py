@@ -17,6 +17,7 @@ from zolab.journal import JournalRow
 from zolab.learner import Reader
 from zolab.memory import EVALUATION, STEPS
 from zolab.objectives import PAD_UNIT, BatchLoss, Scorer
+from zolab.objectives.captured import graphs_for
 from zolab.optim import StepRecord
 from zolab.parallel import SharedLoss, agree, share_of
 from zolab.process import Preempted, age_seconds, stop_asked
@@ -51,6 +52,10 @@ class _Loop:
         self._tokens = [e.num_tokens for e in job.splits["train"]]
         self.order = BatchOrder(unit, settings["batch_size"], job.seed)
         self.base_lr = [group["lr"] for group in job.learner.param_groups]
+        self.graphs = None
+        if settings["capture"] and job.learner.trains:
+            placement = job.learner.placement.name
+            self.graphs = graphs_for(job.scorer.model, placement, job.scorer.autocast)
         job.learner.offer_data(self._whole)
         self.reader: Scorer | Reader = job.scorer
         rows = [row for step, row in job.metrics.rows.items() if step <= self.step]
@@ -297,7 +302,7 @@ class _Loop:
         batches = [job.scorer.batch(part, trains=True) for part in parts]
         if shared:
             return SharedLoss(job.scorer, batches, job.study.objective, ranks=job.ranks)
-        return BatchLoss(job.scorer, batches, job.study.objective)
+        return BatchLoss(job.scorer, batches, job.study.objective, graphs=self.graphs)
 
     def _whole(self) -> Iterator[BatchLoss]:
         """The training set in batches, in its own order."""

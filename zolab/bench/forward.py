@@ -5,7 +5,7 @@ as long as the longest example; two forwards instead of one of the doubled batch
 for each answer, prompt included (`--answers` of 4 tokens, a prompt of 4 times `--tokens`; whole
 steps: four examples of `--choices`); both signs through all layers where only the last one, or the
 last third, moves (whole steps; `kept`: of later epochs); torch's own linear layers (all others
-multiply by what `--linear` names).
+multiply by what `--linear` names); on CUDA, a forward recorded as a graph.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from zolab.bench.common import (
 from zolab.bench.embedded import embedded
 from zolab.models.tuning.subset import Head
 from zolab.objectives import Batch, BatchLoss, CausalScorer
+from zolab.objectives.captured import CHECKED, Graphs, capture_of
 from zolab.objectives.encode import Candidate, Encoded
 from zolab.optim import linear
 from zolab.optim.offload.blocks import find_blocks
@@ -110,6 +111,14 @@ def _tricks(
     if linear.use_torch(model):
         linear.use_onednn(model)
         out["linear layers by oneDNN"] = (by_torch, scored)
+    capture = capture_of(device)
+    if capture is not None:
+        graphs = Graphs(capture, list(model.parameters()))
+        recorded = BatchLoss(scorer, [batch], graphs=graphs)
+        for _ in range(2 + CHECKED):
+            recorded(1)
+        if graphs.stopped is None:
+            out["a forward as a CUDA graph"] = (scored, partial(recorded, 1))
     if len({b.input_ids.shape[1] for b in batches}) > 1:
 
         def stretched() -> None:

@@ -258,6 +258,23 @@ def _keep_lower(cell: Cell) -> str | None:
     return None
 
 
+def _capture(cell: Cell) -> str | None:
+    if not cell["train"]["capture"]:
+        return None
+    begin, optimizer = "train.capture = true: ", cell["optimizer"]
+    target, placement = optimizer["_target_"], _target_of(cell, "placement")
+    if target.startswith("zolab.baselines.") or target == "zolab.optim.ForwardGrad":
+        return begin + f"optimizer {optimizer['name']} has no forwards to record; set it to false"
+    if placement not in (AUTO, "zolab.optim.InPlace"):
+        return begin + (
+            f"placement {placement} makes weights within each forward, from seeds a graph would "
+            "freeze; use optimizer/placement=in_place"
+        )
+    if cell["train"]["objective"] == "f1":
+        return begin + "train.objective = 'f1' generates, which the host steers; set it to false"
+    return None
+
+
 def _online(cell: Cell) -> str | None:
     tracking = cell["tracking"]
     if tracking["mode"] == "online" and not tracking["wandb"]:
@@ -289,6 +306,7 @@ CROSS_CHECKS: tuple[Callable[[Cell], str | None], ...] = (
     _svrg,
     _offload,
     _keep_lower,
+    _capture,
     *TASK_CHECKS,
     _online,
     _grid,

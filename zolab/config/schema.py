@@ -136,6 +136,11 @@ class Train:
         "epochs; 0: it is made in every step",
         since="0.2.0",
     )
+    capture: bool = option(
+        False,
+        help="forwards as CUDA graphs, one a batch shape; needs optimizer/placement=in_place",
+        since="0.2.0",
+    )
 
 
 @dataclass

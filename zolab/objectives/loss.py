@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from zolab.objectives.batch import Batch
+from zolab.objectives.captured import Graphs
 from zolab.objectives.generate import Generator
 from zolab.objectives.metrics import best_f1
 from zolab.objectives.scorers import Scorer
@@ -147,6 +148,7 @@ class BatchLoss:
         seconds: time spent in forwards so far.
         clock: what an optimizer does within them, too, is on; None for no such clock.
         woven: the part of `seconds` that is on that clock.
+        graphs: recorded forwards; None for plain ones.
     """
 
     scorer: Scorer
@@ -155,6 +157,7 @@ class BatchLoss:
     seconds: float = 0.0
     clock: Clock | None = None
     woven: float = 0.0
+    graphs: Graphs | None = None
     _rows: tuple[int, ...] = field(default=(), repr=False)
 
     def __call__(self, copies: int = 1) -> list[float]:
@@ -168,10 +171,16 @@ class BatchLoss:
         with torch.inference_mode():
             for batch in self.batches:
                 self._rows = tuple(copies * number for number in batch.num_scored)
-                total += self.objective.terms(self.scorer, batch, copies).double().sum(1).cpu()
+                total += self._terms(batch, copies).double().sum(1).cpu()
         self.seconds += time.perf_counter() - begin
         self.woven += self._other() - other
         return total
+
+    def _terms(self, batch: Batch, copies: int) -> Tensor:
+        def plain(batch: Batch) -> Tensor:
+            return self.objective.terms(self.scorer, batch, copies)
+
+        return plain(batch) if self.graphs is None else self.graphs.terms(plain, batch, copies)
 
     def _other(self) -> float:
         return 0.0 if self.clock is None else self.clock.total

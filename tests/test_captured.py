@@ -21,8 +21,9 @@ from zolab.objectives.captured import CHECKED, Graphs
 from zolab.run import run_dir
 
 CELL = (
-    "train.steps=12",
-    "train.eval_every=12",
+    "train.steps=14",
+    "task.num_train=16",
+    "train.eval_every=14",
     "train.log_every=1",
     "optimizer/placement=in_place",
 )

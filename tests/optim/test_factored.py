@@ -225,3 +225,20 @@ def test_thin_products_in_one_pass_are_those_of_torch(rank: int, extra: int, mon
         exact = out + sign * moved
         for given in (found, expected):
             assert torch.allclose(given.double(), exact, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.skipif(not native.available(), reason="needs a C compiler")
+def test_under_autocast_a_layer_multiplies_once_and_not_by_the_kernels(monkeypatch) -> None:
+    model, calls = opt(), []
+    optimizer = make(model, Paired(), LazyLowRank())
+    closure = lm_closure(model)
+    monkeypatch.setattr(products.Thin, "add_", lambda *_: pytest.fail("made for float32"))
+    linear = torch.nn.functional.linear
+    monkeypatch.setattr(
+        "zolab.optim.placements.factored.multiplier",
+        lambda _: lambda x, *rest: (calls.append(x.shape), linear(x, *rest))[1],
+    )
+    with torch.autocast("cpu", torch.bfloat16):
+        optimizer.step(closure)
+    layers = sum(isinstance(m, torch.nn.Linear) for m in model.modules())
+    assert len(calls) == layers

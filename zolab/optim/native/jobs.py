@@ -85,6 +85,8 @@ class Library:
 
     def _use_team(self) -> None:
         self._team = False
+        if _forked:
+            return
         try:
             on = CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
             names = ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")
@@ -154,6 +156,8 @@ def settle() -> None:
         _waiting.on.run([lot for lot, _ in lots.values()])
 
 
+#: Whether this process was forked: OpenMP would wait for threads that stayed in the parent.
+_forked = False
 _lock = threading.Lock()
 _pool: ThreadPoolExecutor | None = None
 _pool_size = 0
@@ -171,7 +175,8 @@ def _workers(count: int) -> ThreadPoolExecutor:
 
 def drop_pool() -> None:
     """In a forked child: the pool's threads stayed in the parent, and so may have the lock."""
-    global _pool, _pool_size, _lock
+    global _pool, _pool_size, _lock, _forked
+    _forked = True
     _lock = threading.Lock()
     _pool, _pool_size = None, 0
     _waiting.lots = None

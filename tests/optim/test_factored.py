@@ -24,6 +24,7 @@ from zolab.optim import engine as engine_module
 from zolab.optim.backend import Term, apply_term_
 from zolab.optim.native import products
 from zolab.optim.placements.factored import add_products_
+from zolab.optim.placements.modulewise import RowsError
 
 KINDS = {"lozo": lambda: LazyLowRank(2, 3), "subzero": lambda: Subspace(3, 3)}
 
@@ -242,3 +243,19 @@ def test_under_autocast_a_layer_multiplies_once_and_not_by_the_kernels(monkeypat
         optimizer.step(closure)
     layers = sum(isinstance(m, torch.nn.Linear) for m in model.modules())
     assert len(calls) == layers
+
+
+def test_a_layer_whose_rows_are_not_the_batchs_is_refused_along_factors_too() -> None:
+    class Turned(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Linear(6, 6)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.body(x.transpose(0, 1).contiguous())  # 6 rows of something else
+
+    model = Turned()
+    optimizer = make(model, Paired(), LazyLowRank())
+    x = torch.randn(4, 6, 6)
+    with pytest.raises(RowsError, match="body"):
+        optimizer.step(lambda copies: [model(torch.cat([x] * copies)).sum()] * copies)

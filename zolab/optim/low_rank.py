@@ -97,8 +97,12 @@ class LowRank(Direction):
         return sum(4 * self.rank_of(pid) * m for pid, (m, _) in self.shapes.items())
 
     def _all_left(self, seed: int) -> dict[int, Tensor]:
-        """`_left` of all parameters, whole, by the native kernels."""
-        raise NotImplementedError
+        """`_left` of all parameters, whole, on the CPU, each column in one piece of memory."""
+        period, cpu = self._period(seed), torch.device("cpu")
+        return {
+            pid: _by_columns(self._left(pid, seed, period, range(m), cpu))
+            for pid, (m, _) in self.shapes.items()
+        }
 
     def _snapped(self, seed: int, shapes: dict[int, tuple[int, int]]) -> dict[int, Tensor]:
         """Gaussian matrices of these shapes, snapped for a sum over their columns, by id."""

@@ -23,6 +23,7 @@ from tests.optim.tiny import lm_closure, opt, same_bits
 from zolab.optim import LazyLowRank, Paired, Subspace, ZeroOrder, backend, native
 from zolab.optim.backend import Term
 from zolab.optim.bits import pack_bits
+from zolab.optim.low_rank import LowRank
 from zolab.optim.native import jobs, probe
 from zolab.optim.native.norm import norm, takes_norm
 from zolab.optim.native.products import by_columns, product
@@ -165,7 +166,9 @@ def test_factors_made_at_once_are_those_made_one_by_one(make) -> None:
         if prepares:
             seed, lefts = optimizer.direction._lefts
             assert set(lefts) == set(optimizer.direction.shapes)
+            plain = LowRank._all_left(optimizer.direction, seed)
             for pid, left in lefts.items():
+                assert_same_bits(plain[pid].contiguous(), left.contiguous())
                 rows = range(len(left))
                 alone = optimizer.direction._left(
                     pid, seed, optimizer.direction._period(seed), rows, left.device

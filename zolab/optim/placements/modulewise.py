@@ -168,7 +168,7 @@ class ModuleWise(Pieces):
 
         def run(*args: Any, **kwargs: Any) -> Any:
             self.entered.update(mine)
-            out = self._planned(module, args, kwargs)
+            out = self._planned(name, module, args, kwargs)
             if out is not None:
                 return out
             if self.stands(own):
@@ -186,11 +186,13 @@ class ModuleWise(Pieces):
 
         return run
 
-    def _planned(self, module: nn.Module, args: tuple, kwargs: dict) -> Tensor | None:
+    def _planned(self, name: str, module: nn.Module, args: tuple, kwargs: dict) -> Tensor | None:
         """Output of a module that was made ready, None for others."""
         plan = self._ready.linear.get(id(module))
         if plan is None or len(args) != 1 or kwargs or id(module) in self._own_forward:
             return None
+        if self._sign is None:
+            self._check_rows(name, module, {args[0].shape[0]})
         return None if self._active.intersection(plan.pids) else plan(args[0])
 
     def stands(self, own: list[ParamInfo]) -> bool:

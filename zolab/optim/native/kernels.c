@@ -23,7 +23,7 @@
 #include "terms.h"
 #include "thin.h"
 
-#define ABI 10
+#define ABI 11
 
 /* The entry points. Pointers are to element `offset` of the parameter, kept directions as well.
  * Those that take a range are what lots run. */
@@ -332,6 +332,7 @@ typedef struct {
     const float *x, *right, *left, *shift;
     int64_t n, m, rows; /* rows of the batch that share a scale */
     int32_t rank;
+    int32_t relu; /* whether out becomes its relu */
     float times, scales[2];
 } Thin;
 
@@ -359,7 +360,7 @@ void zo_thin(const void *asked, int64_t begin, int64_t end) {
                 thin_out(
                     a->out + row * m + c, inner + (row - first) * rank, a->left + c,
                     a->shift ? a->shift + c : NULL, a->times * scale, m, m - c, rank,
-                    last - row < AT_ONCE ? (int)(last - row) : AT_ONCE
+                    last - row < AT_ONCE ? (int)(last - row) : AT_ONCE, a->relu
                 );
     }
 #endif

@@ -8,7 +8,7 @@ from __future__ import annotations
 import ctypes
 import sys
 
-_ABI = 10
+_ABI = 11
 _ELEMENTS = 4099  # two tiles and a tail
 _HOW = ((1, 0, 0), (1, 1, 0), (0, 0, 1))  # steps divide, by a root, or take a sign
 # Philox4x32-10, key 0, counter 0: from the known-answer file of the authors' Random123 library.
@@ -185,6 +185,7 @@ class Thin(ctypes.Structure):
         ("m", ctypes.c_int64),
         ("rows", ctypes.c_int64),
         ("rank", ctypes.c_int32),
+        ("relu", ctypes.c_int32),
         ("times", ctypes.c_float),
         ("scales", ctypes.c_float * 2),
     )
@@ -300,7 +301,7 @@ def main(path: str) -> int:
     w, p, m, f, levels = (at(x) for x in (weight, plus, minus, factor, table))
     lefts = (Left * 2)(Left(f, 3, 1), Left(f, 1, 11))
     lots = [_lot(lib, Product(w, Left(f, 3, 1), f, 50, 3), 11)]
-    lots.append(_lot(lib, Thin(w, p, f, f, f, 50, 37, 5, 3, 2.0, (0.5, 0.5)), 5))
+    lots.append(_lot(lib, Thin(w, p, f, f, f, 50, 37, 5, 3, 1, 2.0, (0.5, 0.5)), 5))
     lots.append(_lot(lib, Norm(w, p, (f, f), (f, f), 37, 4, 1e-5), 4))
     lots.append(_lot(lib, Turn(w, f, 37, 3), 37))
     for dtype in range(4):

@@ -157,7 +157,7 @@ class Thin:
         sides = [address("factor", side.T, torch.float32) for side in (right, left)]
         sides.append(None if more is None else address("shift", more, torch.float32, self.m))
         both = (c_float * 2)(*scales)
-        self._asked = probe.Thin(None, None, *sides, self.n, self.m, 0, rank, times, both)
+        self._asked = probe.Thin(None, None, *sides, self.n, self.m, 0, rank, 0, times, both)
         self._lots = (probe.Lot * 1)()
         self._lots[0] = self._on.lot("zo_thin", self._asked, 0, unit=4, weight=self.n + self.m)
         self._kept = left, right, more
@@ -166,18 +166,20 @@ class Thin:
         """Whether an input is what it is made for: (..., n), contiguous, float32, CPU."""
         return _is_plain(x) and x.shape[-1] == self.n
 
-    def add_(self, out: Tensor, x: Tensor) -> bool:
+    def add_(self, out: Tensor, x: Tensor, relu: bool = False) -> bool:
         """out += scale (x right leftᵀ + shift), if out is what it is made for: whether it is.
 
         Args:
             out: (rows, ..., m), contiguous, float32, CPU.
             x: (rows, ..., n), see `takes`; rows a multiple of the number of scales.
+            relu: whether out then becomes its relu, as torch has it.
         """
         rows = x.numel() // self.n
         if not (_is_plain(out) and out.numel() == rows * self.m):
             return False
         asked = self._asked
         asked.out, asked.x, asked.rows = out.data_ptr(), x.data_ptr(), rows // self.parts
+        asked.relu = relu
         self._lots[0].count = rows
         self._on.run_packed(self._lots, 1, rows * (self.n + self.m))
         return True

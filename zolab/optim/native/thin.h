@@ -59,10 +59,11 @@ static void thin_in(
 }
 
 /* out[i][c] += sum over k of inner[i][k] * left[k][c], and by * shift[c] if there is one, for n <= 64
- * columns of `rows` <= AT_ONCE rows. */
+ * columns of `rows` <= AT_ONCE rows; then its relu, if asked for: of NaN and of -0 themselves. */
 static inline void thin_out(
     float *restrict out, const float *restrict inner, const float *restrict left,
-    const float *restrict shift, float by, int64_t m, int64_t n, int rank, int rows
+    const float *restrict shift, float by, int64_t m, int64_t n, int rank, int rows,
+    int relu
 ) {
     __mmask16 lanes[4];
     __m512 sum[AT_ONCE][4];
@@ -88,6 +89,9 @@ static inline void thin_out(
             for (int j = 0; j < 4; j++) sum[i][j] = _mm512_fmadd_ps(a, u[j], sum[i][j]);
         }
     }
+    if (relu)
+        for (int i = 0; i < AT_ONCE; i++)
+            for (int j = 0; j < 4; j++) sum[i][j] = _mm512_max_ps(_mm512_setzero_ps(), sum[i][j]);
     for (int i = 0; i < AT_ONCE; i++)
         for (int j = 0; j < 4; j++)
             if (i < rows)

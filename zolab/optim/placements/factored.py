@@ -31,11 +31,12 @@ class ThinLinear:
     pids: frozenset[int]
     thin: Thin
 
-    def __call__(self, x: Tensor) -> Tensor | None:
+    def __call__(self, x: Tensor, relu: bool = False) -> Tensor | None:
         """Output for a batch, None where the kernels are not made for it.
 
         Args:
             x: (rows, ..., n), rows a multiple of the number of signs.
+            relu: give relu of the output.
         """
         # Under autocast a product comes out in 16 bits.
         if torch.is_autocast_enabled("cpu") or x.shape[0] % self.thin.parts:
@@ -43,7 +44,7 @@ class ThinLinear:
         if not self.thin.takes(x):
             return None
         out = self.multiply(x, *self.weight)
-        return out if self.thin.add_(out, x) else None
+        return out if self.thin.add_(out, x, relu) else None
 
 
 def thin_linear(

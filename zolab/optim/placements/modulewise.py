@@ -21,6 +21,7 @@ from zolab.optim.parameters import ParamInfo
 from zolab.optim.placements.factored import along_factors
 from zolab.optim.placements.pieces import CHUNK_ELEMENTS, Pieces
 from zolab.optim.placements.ready import Ready, ready_bytes
+from zolab.optim.placements.relus import Relus
 from zolab.optim.placements.rows import half_rows, is_plain, join, tensors
 
 
@@ -57,6 +58,7 @@ class ModuleWise(Pieces):
         #: Whether the weights are at hand before the modules that own them are called.
         self.prepares = True
         self._ready = Ready()
+        self._relus = Relus(model)
 
     @contextmanager
     def evaluating(
@@ -99,7 +101,8 @@ class ModuleWise(Pieces):
                 module.forward = self._wrap(module, own, module.forward)
             for info in self.engine.infos:
                 self.place(info, info.data)
-            yield
+            with self._relus.evaluating(list(self._ready.linear), poison is False):
+                yield
         finally:
             hook.remove()
             for _, module, _ in self.owners:
@@ -113,6 +116,21 @@ class ModuleWise(Pieces):
             self._sign, self._leading = None, None
             self._active.clear()
             self._ready.clear()
+
+    def losses(
+        self,
+        seed: int,
+        eps: Sequence[float],
+        sign: float | None,
+        work: Callable[[], Sequence[float]],
+    ) -> list[float]:
+        """The losses that `work` gives while `evaluating`, as numbers."""
+        for _ in range(2):
+            with self.evaluating(seed, eps, sign):
+                out = [float(loss) for loss in work()]
+            if not self._relus.mistaken(out):
+                break
+        return out
 
     @property
     def active(self) -> bool:
@@ -193,7 +211,9 @@ class ModuleWise(Pieces):
             return None
         if self._sign is None:
             self._check_rows(name, module, {args[0].shape[0]})
-        return None if self._active.intersection(plan.pids) else plan(args[0])
+        if self._active.intersection(plan.pids):
+            return None
+        return self._relus.run(module, plan, args[0])
 
     def stands(self, own: list[ParamInfo]) -> bool:
         """Whether a mask of whole layers leaves all of a module's weights alone in this step."""

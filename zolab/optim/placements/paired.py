@@ -44,8 +44,7 @@ class CleanWeights(Placement):
         """Loss at theta + scale * eps * z; scale 0 is the model as it is."""
         if scale == 0.0:
             return float(closure(1)[0])
-        with self.modules.evaluating(seed, [scale * e for e in eps], 1.0):
-            return float(closure(1)[0])
+        return self.modules.losses(seed, [scale * e for e in eps], 1.0, lambda: closure(1)[:1])[0]
 
 
 class Paired(CleanWeights):
@@ -77,6 +76,5 @@ class Paired(CleanWeights):
             if probe.scales != (1.0, -1.0):
                 out.extend(self._one(probe.seed, s, eps, closure) for s in probe.scales)
                 continue
-            with self.modules.evaluating(probe.seed, eps, None):
-                out.extend(float(loss) for loss in self.lower.losses(closure))
+            out += self.modules.losses(probe.seed, eps, None, lambda: self.lower.losses(closure))
         return out

@@ -31,6 +31,7 @@ FLOORS = {
     "zolab.integrations": 1,
     "zolab.evaluate": 2,
     "zolab.prepare": 2,
+    "zolab.taken": 2,
     "zolab.tally": 2,
     "zolab.train": 2,
     "zolab.job": 2,

@@ -10,6 +10,7 @@ from torch import Tensor
 from zolab.objectives import Batch, BatchLoss, Encoded, Encoder, Scorer
 from zolab.optim import MeZOSVRG, StepRecord, ZeroOrder
 from zolab.optim.engine import Clock
+from zolab.optim.late import Unread
 from zolab.optim.placements import Placement
 from zolab.tasks.base import Example
 
@@ -25,6 +26,8 @@ class Learner(Protocol):
         num_steps: steps taken.
         facts: metrics of the method itself, by column name; logged with every evaluation.
         clock: where a step's time goes beside the model's own work; None: all of it is the update.
+        waits_for: what needs the losses of a step at once; None where they may be late
+            (`zolab.optim.late`), and `taken` is then the last step's record or `Unread`.
     """
 
     trains: bool
@@ -34,6 +37,7 @@ class Learner(Protocol):
     num_steps: int
     facts: dict[str, float]
     clock: Clock | None
+    waits_for: str | None
 
     def prompts(
         self, splits: dict[str, list[Example]], encoder: Encoder
@@ -83,6 +87,7 @@ class Plain:
     journaled = False
     facts: dict[str, float]
     clock: Clock | None = None
+    waits_for: str | None = "the optimizer"
 
     def prompts(
         self, splits: dict[str, list[Example]], encoder: Encoder
@@ -128,6 +133,15 @@ class ZerothOrderLearner(Plain):
     @property
     def last(self) -> StepRecord | None:
         return self.optimizer.last
+
+    @property
+    def taken(self) -> StepRecord | Unread | None:
+        """The same, its numbers perhaps still on their device."""
+        return self.optimizer.taken
+
+    @property
+    def waits_for(self) -> str | None:
+        return self.optimizer.waits_for
 
     @property
     def num_steps(self) -> int:

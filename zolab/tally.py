@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from zolab.journal import JournalRow
 from zolab.objectives import BatchLoss
+from zolab.optim import StepRecord
 from zolab.optim.engine import Clock
 from zolab.tracking.local import JsonLines, read_rows
 from zolab.tracking.wandb import WandbMirror
@@ -47,6 +49,31 @@ class Counters:
         self.zero_steps += bool(coefficients) and not any(coefficients)
         self.coefficients += len(coefficients)
         self.zero_coefficients += sum(c == 0.0 for c in coefficients)
+
+    def columns(self, step: int, journaled: bool) -> dict[str, Any]:
+        """Columns of the row of a step; those of `zo/` for a method with a journal."""
+        out: dict[str, Any] = {
+            "forwards_total": self.forwards,
+            "examples_total": self.examples,
+            "tokens_total": self.tokens,
+        }
+        if journaled:
+            zeros, count = self.zero_coefficients, self.coefficients
+            out["zo/zero_share"] = self.zero_steps / step if step else 0.0
+            out["zo/zero_coefficient_share"] = zeros / count if count else 0.0
+            out["zo/nonfinite_total"] = self.nonfinite
+        return out
+
+
+def columns_of(record: StepRecord | JournalRow, journaled: bool) -> dict[str, float]:
+    """Columns of the row of a step, from its record."""
+    out = {"train/loss": record.loss, "train/lr": record.lr}
+    if journaled:
+        if len(record.losses) > 1:
+            out["train/loss_plus"], out["train/loss_minus"] = record.losses[:2]
+        c = record.coefficients
+        out["zo/projected_grad"] = c[0] if c else float("nan")
+    return out
 
 
 @dataclass

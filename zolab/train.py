@@ -21,7 +21,8 @@ from zolab.objectives.captured import graphs_for
 from zolab.optim import StepRecord
 from zolab.parallel import SharedLoss, agree, share_of
 from zolab.process import Preempted, age_seconds, stop_asked
-from zolab.tally import Counters, Since
+from zolab.taken import Taken, lag_of
+from zolab.tally import Counters, Since, columns_of
 
 
 def train(job: Job) -> dict[str, Any]:
@@ -57,6 +58,7 @@ class _Loop:
             placement = job.learner.placement.name
             self.graphs = graphs_for(job.scorer.model, placement, job.scorer.autocast)
         job.learner.offer_data(self._whole)
+        self.taken = Taken(lag_of(job), self._note)
         self.reader: Scorer | Reader = job.scorer
         rows = [row for step, row in job.metrics.rows.items() if step <= self.step]
         self.train_seconds = self._seconds_so_far(rows)
@@ -97,12 +99,15 @@ class _Loop:
             job.counters.tokens = each * read
         size = job.settings["eval_batch_size"]
         self.reader = job.learner.reader(job.scorer, job.splits["train"], size)
-        self._row_if_due(job.records[-1] if job.records else None)
+        if self._is_due(self.step):
+            self._row(job.records[-1] if job.records else None)
 
     def take_step(self) -> None:
-        """One step: batch, losses, update, journal, and a row if one is due."""
-        job, learner = self.job, self.job.learner
-        step = self.step + 1
+        """One step: batch, losses, update, journal, and a row if one is due.
+
+        Under `train.lag` the losses of this step may still be made when it ends.
+        """
+        learner, step = self.job.learner, self.step + 1
         begin = time.perf_counter()
         self._set_lr(step)
         indices = self.order.batch(step)
@@ -114,27 +119,34 @@ class _Loop:
         started = time.perf_counter()
         learner.step(closure)
         since.note(time.perf_counter() - started, closure, before)
-        record = learner.last
-        if job.journal is not None:
-            job.claim.glance()
-            job.journal.append(record)
-        self._count(record, indices)
+        self.taken.put(learner.taken if self.taken.lag else learner.last, indices)
+        if self._is_due(step):
+            self.taken.read()
         seconds = time.perf_counter() - begin
         self.train_seconds += seconds
         since.steps += 1
         since.seconds += seconds
+        self._agree_if_due()
+        if self._is_due(step):
+            self._row(learner.last)
+        self.stop_if_asked()
+        self._checkpoint_if_due()
+
+    def _note(self, record: StepRecord, indices: Sequence[int]) -> None:
+        """The losses of a step are here."""
+        job = self.job
+        if job.journal is not None:
+            job.claim.glance()
+            job.journal.append(record)
+        self._count(record, indices)
         self._startup = self._startup or age_seconds()
-        job.progress.step(step, record.loss, record.num_forwards)
+        job.progress.step(record.step, record.loss, record.num_forwards)
         self._beat(record.loss)
         if job.counters.nonfinite_in_a_row >= job.settings["max_nonfinite"]:
             raise UserError(
                 f"train.max_nonfinite = {job.settings['max_nonfinite']}: that many losses in a row "
-                f"were not finite, the last at step {step}; try a lower optimizer.lr"
+                f"were not finite, the last at step {record.step}; try a lower optimizer.lr"
             )
-        self._agree_if_due()
-        self._row_if_due(record)
-        self.stop_if_asked()
-        self._checkpoint_if_due()
 
     def finish(self) -> dict[str, Any]:
         """The outcome, once the last row is written."""
@@ -161,20 +173,26 @@ class _Loop:
 
     # -- rows ------------------------------------------------------------------------------------
 
-    def _row_if_due(self, record: StepRecord | JournalRow | None) -> None:
-        """Write the row of the present step if it is due; `record` None before any step."""
-        step, settings = self.step, self.job.settings
-        last = step == self.total
-        evaluated = step % settings["eval_every"] == 0 or last
-        if not (evaluated or step % settings["log_every"] == 0) or not self.job.leads:
-            return
+    def _is_due(self, step: int) -> bool:
+        """Whether a step has a row."""
+        log = step % self.job.settings["log_every"] == 0
+        return self.job.leads and (log or self._is_evaluated(step))
+
+    def _is_evaluated(self, step: int) -> bool:
+        return step % self.job.settings["eval_every"] == 0 or step == self.total
+
+    def _row(self, record: StepRecord | JournalRow | None) -> None:
+        """Write the row of the present step; `record` None before any step."""
+        step = self.step
+        last, evaluated = step == self.total, self._is_evaluated(step)
         known = self.job.metrics.rows.get(step)
         if last:
             self.job.learner.flush()
             self.final_hash = weights_hash(self.job.scorer.model)
         if known is None:
-            row: dict[str, Any] = {"step": step, **self._sums()}
-            row |= self._first() if record is None else self._training(record)
+            journaled = self.job.learner.journaled
+            row: dict[str, Any] = {"step": step, **self.job.counters.columns(step, journaled)}
+            row |= self._first() if record is None else columns_of(record, journaled)
             if evaluated:
                 self.job.learner.flush()
                 row |= self._moved() | self._evaluate("dev")
@@ -195,34 +213,11 @@ class _Loop:
         if self.job.watch is not None:
             self.job.watch.tell(self.job.metrics.rows, self.job.progress)
 
-    def _sums(self) -> dict[str, Any]:
-        counters, step = self.job.counters, self.step
-        out: dict[str, Any] = {
-            "forwards_total": counters.forwards,
-            "examples_total": counters.examples,
-            "tokens_total": counters.tokens,
-        }
-        if self.job.learner.journaled:
-            out["zo/zero_share"] = counters.zero_steps / step if step else 0.0
-            zeros, count = counters.zero_coefficients, counters.coefficients
-            out["zo/zero_coefficient_share"] = zeros / count if count else 0.0
-            out["zo/nonfinite_total"] = counters.nonfinite
-        return out
-
     def _first(self) -> dict[str, float]:
         return {} if self.job.watch is None else self.job.watch.facts()
 
     def _moved(self) -> dict[str, float]:
         return {} if self.job.watch is None else self.job.watch.moved()
-
-    def _training(self, record: StepRecord | JournalRow) -> dict[str, float]:
-        out = {"train/loss": record.loss, "train/lr": record.lr}
-        if self.job.learner.journaled:
-            if len(record.losses) > 1:
-                out["train/loss_plus"], out["train/loss_minus"] = record.losses[:2]
-            c = record.coefficients
-            out["zo/projected_grad"] = c[0] if c else float("nan")
-        return out
 
     def _measured(self) -> dict[str, Any]:
         since, device = self._since, self.job.scorer.device
@@ -302,7 +297,8 @@ class _Loop:
         batches = [job.scorer.batch(part, trains=True) for part in parts]
         if shared:
             return SharedLoss(job.scorer, batches, job.study.objective, ranks=job.ranks)
-        return BatchLoss(job.scorer, batches, job.study.objective, graphs=self.graphs)
+        late = self.taken.lag > 0
+        return BatchLoss(job.scorer, batches, job.study.objective, graphs=self.graphs, late=late)
 
     def _whole(self) -> Iterator[BatchLoss]:
         """The training set in batches, in its own order."""
@@ -382,6 +378,7 @@ class _Loop:
             agree(weights_hash(self.job.scorer.model), ranks, self.step)
 
     def _checkpoint(self) -> None:
+        self.taken.read()  # nothing is saved that the journal does not hold
         self.job.learner.flush()
         self.job.claim.check()
         extra = {"step": self.step, "counters": asdict(self.job.counters)}

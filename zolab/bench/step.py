@@ -18,6 +18,7 @@ import os
 import sys
 import time
 import warnings
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -32,6 +33,7 @@ from zolab.bench.embedded import embedded
 from zolab.bench.official import OfficialStep, answer_loss
 from zolab.models.tuning import Lora
 from zolab.objectives import Batch, BatchLoss, CausalScorer
+from zolab.optim.late import Unread
 from zolab.optim.linear import use_torch
 
 LR, EPS = 1e-6, 1e-3
@@ -117,7 +119,7 @@ def _measure(
     limit = Turn(lambda loss: (loss(1), loss(1)), model)
     doubled = Turn(lambda loss: loss(2), model)
     official = Turn(_Official(model), model, "torch")
-    turns = {scheme: _turn(scheme, model) for scheme in _schemes(args, model)}
+    turns = {scheme: _turn(scheme, model, args.lag) for scheme in _schemes(args, model)}
     times: dict[Any, list[tuple[float, ...]]] = {name: [] for name in [*turns, "official"]}
     loads = []
     begin = time.perf_counter()
@@ -166,7 +168,7 @@ def _schemes(args: argparse.Namespace, model: nn.Module) -> list[Scheme]:
     return out
 
 
-def _turn(scheme: Scheme, model: nn.Module) -> Turn:
+def _turn(scheme: Scheme, model: nn.Module, lag: int) -> Turn:
     if scheme.placement == "in_place" or scheme.tuning == "lora":
         model = copy.deepcopy(model)
         for module in model.modules():  # a copied model also copies the hook of its scorer
@@ -188,7 +190,24 @@ def _turn(scheme: Scheme, model: nn.Module) -> Turn:
             model=model,
             **parts,
         )
-    return Turn(optimizer.step, model, scheme.backend)
+    late = lag and optimizer.waits_for is None
+    return Turn(_Lagging(optimizer, lag) if late else optimizer.step, model, scheme.backend)
+
+
+class _Lagging:
+    """Steps whose losses are read so many steps later."""
+
+    def __init__(self, optimizer: optim.ZeroOrder, lag: int) -> None:
+        self.optimizer = optimizer
+        self.lag = lag
+        self.under_way: deque[Unread] = deque()
+
+    def __call__(self, loss: BatchLoss) -> None:
+        loss.late = True
+        self.optimizer.step(loss)
+        self.under_way.append(self.optimizer.taken)
+        while len(self.under_way) > self.lag:
+            self.under_way.popleft().read()
 
 
 class _Official:
@@ -242,6 +261,7 @@ def _row(
     row = {
         **asdict(scheme),
         "model": args.model,
+        "lag": args.lag,
         "dtype": dtype,
         "linear": "torch" if scheme.scheme == "official" else common.linear_name(args, dtype),
         "fraction_of_limit": fraction,
@@ -287,6 +307,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--rows", type=int, default=16, help="examples in a batch")
     parser.add_argument("--tokens", type=int, default=64, help="tokens of an example")
     parser.add_argument("--steps", type=int, help="steps in a turn (8 for the embedded model)")
+    parser.add_argument("--lag", type=int, default=0, help="steps until losses are read")
     parser.add_argument("--rounds", type=int, default=9, help="at most so many")
     parser.add_argument("--seconds", type=float, default=600.0, help="of each dtype, at most")
     args = parser.parse_args(argv)

@@ -140,6 +140,16 @@ class Train:
         False,
         help="forwards as CUDA graphs, one a batch shape; needs optimizer/placement=in_place",
         since="0.2.0",
+        counted=False,
+    )
+    lag: int = option(
+        0,
+        min=0,
+        max=64,
+        help="steps that may be under way on the device before the host reads the losses of the "
+        "oldest; same results, the journal lags as much",
+        since="0.2.0",
+        counted=False,
     )
 
 

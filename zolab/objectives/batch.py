@@ -10,6 +10,7 @@ from torch import Tensor
 
 from zolab.objectives.encode import Encoded, Row
 from zolab.objectives.shared import Span, spans_of
+from zolab.optim.sent import sent
 
 #: Batches are padded to a multiple of this, so that few shapes occur.
 PAD_UNIT = 8
@@ -119,7 +120,7 @@ def collate(
     )
     num_label_tokens = sum(len(e.candidates[e.label].targets) for e in encoded)
     return Batch(
-        *(t.to(device) for t in tensors),
+        *(sent(t, device) for t in tensors),
         num_label_tokens=num_label_tokens,
         prompts=_prompts(encoded, pad_id, device),
         spans=spans_of(encoded, length) if share else (),
@@ -131,7 +132,7 @@ def _prompts(encoded: Sequence[Encoded], pad_id: int, device: torch.device) -> P
         return None
     longest = max(len(e.prompt) for e in encoded)
     ids, attention = _fill([e.prompt[::-1] for e in encoded], longest, pad_id)
-    ids, attention = ids.flip(1).to(device), attention.flip(1).to(device)
+    ids, attention = sent(ids.flip(1), device), sent(attention.flip(1), device)
     return Prompts(ids, attention, tuple(e.answers for e in encoded))
 
 

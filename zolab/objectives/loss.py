@@ -16,6 +16,7 @@ from zolab.objectives.generate import Generator
 from zolab.objectives.metrics import best_f1
 from zolab.objectives.scorers import Scorer
 from zolab.optim.engine import Clock
+from zolab.optim.late import Late
 
 
 class Objective:
@@ -149,6 +150,8 @@ class BatchLoss:
         clock: what an optimizer does within them, too, is on; None for no such clock.
         woven: the part of `seconds` that is on that clock.
         graphs: recorded forwards; None for plain ones.
+        late: losses stay on the device, as `zolab.optim.late.Late`; `seconds` is then what it took
+            to put the forwards in line.
     """
 
     scorer: Scorer
@@ -158,20 +161,26 @@ class BatchLoss:
     clock: Clock | None = None
     woven: float = 0.0
     graphs: Graphs | None = None
+    late: bool = False
     _rows: tuple[int, ...] = field(default=(), repr=False)
 
-    def __call__(self, copies: int = 1) -> list[float]:
+    def __call__(self, copies: int = 1) -> list[float] | list[Late]:
         """Mean loss for each copy of the batch, without a graph."""
-        return (self.sums(copies) / self.weight).tolist()
+        total = self.sums(copies)
+        if not self.late:
+            return (total / self.weight).tolist()
+        return [Late(one) / self.weight for one in total]
 
     def sums(self, copies: int = 1) -> Tensor:
-        """Sum of the terms of each copy, (copies,) in float64, without a graph."""
+        """Sum of the terms of each copy, (copies,) in float64, without a graph; on the host, or
+        where the model is if they are late."""
         begin, other = time.perf_counter(), self._other()
-        total = torch.zeros(copies, dtype=torch.float64)
+        where = self.scorer.device if self.late else torch.device("cpu")
+        total = torch.zeros(copies, dtype=torch.float64, device=where)
         with torch.inference_mode():
             for batch in self.batches:
                 self._rows = tuple(copies * number for number in batch.num_scored)
-                total += self._terms(batch, copies).double().sum(1).cpu()
+                total += self._terms(batch, copies).double().sum(1).to(where)
         self.seconds += time.perf_counter() - begin
         self.woven += self._other() - other
         return total

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from zolab.optim import fast
+from zolab.optim.late import Late, operand
 from zolab.optim.moments import Step, has_state, moved, seeds_of, wide_dtype
 from zolab.optim.rounding import stochastic_round
 
@@ -28,15 +29,16 @@ class Term:
     """One operation of a sweep: w <- round(w * scale), then w <- round(w + a * z(seed)).
 
     Attributes:
-        a: coefficient of z; the product a * z is rounded to float32 before it is added.
+        a: coefficient of z; the product a * z is rounded to float32 before it is added. A number
+            that the host has not read (`late.Late`) counts as other than 0.
         seed: 64-bit seed of the direction.
-        scale: factor on the weights first (weight decay); 1 leaves them alone.
+        scale: factor on the weights first (weight decay); 1 leaves them alone. May be late, too.
         stochastic: round to 16-bit weights stochastically instead of to nearest.
     """
 
-    a: float
+    a: float | Late
     seed: int
-    scale: float = 1.0
+    scale: float | Late = 1.0
     stochastic: bool = False
 
 
@@ -149,10 +151,15 @@ def apply_term_(
 ) -> None:
     """One term on one chunk: part (n,), z float32 (n,), mask bool (n,) or None."""
     if term.scale != 1.0:
-        _write_(part, _wide(part) * term.scale, term, pid, offset, mask)
+        _write_(part, _wide(part) * operand(term.scale), term, pid, offset, mask)
     if term.a != 0.0:
-        step = z * term.a if part.dtype != torch.float64 else z.to(torch.float64) * term.a
-        if mask is None and part.dtype == step.dtype:
+        a = operand(term.a)
+        step = z * a if part.dtype != torch.float64 else z.to(torch.float64) * a
+        if isinstance(a, Tensor):
+            # One that turns out to be 0 must leave -0 as it is.
+            value = torch.where(a != 0.0, step + part, _wide(part))
+            _write_(part, value, term, pid, offset, mask)
+        elif mask is None and part.dtype == step.dtype:
             part.add_(step)
         else:
             _write_(part, step.add_(part), term, pid, offset, mask)

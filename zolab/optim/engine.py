@@ -14,6 +14,7 @@ from zolab.optim import fast, native
 from zolab.optim.backend import Limit, Term, pair, resweep_, sweep_
 from zolab.optim.bits import Places, pack_bits, unpack_bits
 from zolab.optim.directions import Direction, Kept
+from zolab.optim.late import Late
 from zolab.optim.masks import Dense
 from zolab.optim.moments import Step, has_state
 from zolab.optim.native.walk import fills, pairs, walk
@@ -33,16 +34,23 @@ class Update:
         seeds: 64-bit seed of each probe.
         slopes: see `Estimate`; divided by the group's eps they are the coefficients c_j.
         lr, eps, weight_decay: one value per parameter group.
+        alive: with slopes that the host has not read, 0 where the step is to be skipped.
     """
 
     step: int
     seeds: tuple[int, ...]
-    slopes: tuple[float, ...]
+    slopes: tuple[float | Late, ...]
     lr: tuple[float, ...]
     eps: tuple[float, ...]
     weight_decay: tuple[float, ...]
+    alive: Late | None = None
 
-    def coefficients(self, group: int) -> list[float]:
+    def kept(self, factor: float) -> float | Late:
+        """A factor on the weights, 1 where the step is skipped."""
+        late = factor != 1.0 and self.alive is not None
+        return (self.alive * factor).where(self.alive, 1.0) if late else factor
+
+    def coefficients(self, group: int) -> list[float | Late]:
         """Coefficient of each z_j in the gradient estimate: c_j / n, for one parameter group."""
         return [slope / self.eps[group] / len(self.slopes) for slope in self.slopes]
 

@@ -34,7 +34,14 @@ class Estimate:
 
 
 class Estimator:
-    """Base of the estimators."""
+    """Base of the estimators.
+
+    Attributes:
+        late: True when `combine` is arithmetic alone and `note` nothing, so that losses may be
+            numbers which the host has not read (`late.Late`).
+    """
+
+    late = False
 
     def plan(self, step: int) -> list[Point]:
         """The points of a step (from 1), in the order evaluated; those of a probe adjoin."""
@@ -67,6 +74,8 @@ class _Queries(Estimator):
         beta, alpha: of "power".
         epoch_steps: steps of an epoch, for "power".
     """
+
+    late = True
 
     def __init__(
         self,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from zolab.optim.directions import Direction, Gaussian
 from zolab.optim.engine import Engine, Update
 from zolab.optim.estimators import Estimator, TwoSided
 from zolab.optim.keys import probe_seed
+from zolab.optim.late import Unread, finite, to_digits
 from zolab.optim.masks import Dense
 from zolab.optim.memory import Memory, memory_of
 from zolab.optim.noise import root_mean_square, rounding_unit
@@ -54,6 +55,10 @@ class StepRecord:
     def projected_grad(self) -> float:
         """Coefficient of the first probe; NaN for a skipped step."""
         return self.coefficients[0] if self.coefficients else math.nan
+
+    def read(self) -> StepRecord:
+        """The record itself: its numbers are here (see `late.Unread`)."""
+        return self
 
 
 class ZeroOrder(torch.optim.Optimizer):
@@ -108,7 +113,7 @@ class ZeroOrder(torch.optim.Optimizer):
         self._seeds = seeds
         self._planned: tuple[int, list[Probe]] | None = None
         self.num_steps = 0
-        self.last: StepRecord | None = None
+        self.taken: StepRecord | Unread | None = None
         self.estimator = estimator or TwoSided()
         self.direction = direction or Gaussian()
         self.mask = mask or Dense()
@@ -132,7 +137,7 @@ class ZeroOrder(torch.optim.Optimizer):
         exact = any(info.param.dtype == torch.float64 for info in self.infos)
         # Nine digits are finer than fp32 and keep a journal row short; fp64 keeps them all.
         self._digits = 17 if exact else 9
-        self._pending: tuple[StepRecord, Update | None] | None = None
+        self._pending: tuple[StepRecord | Unread, Update | None] | None = None
 
     def use_placement(self, placement: Placement) -> None:
         """Evaluate and update through another placement from now on; flushes the present one."""
@@ -153,7 +158,9 @@ class ZeroOrder(torch.optim.Optimizer):
         Args:
             closure: gives one loss per copy of the batch (see `placements.base.Closure`), at the
                 weights as they are and without a graph; without an argument, the loss of one copy.
-                May be left out after `estimate`.
+                May be left out after `estimate`. Where `waits_for` is None, losses may be
+                `late.Late`: the step is then put in line on their device, and `taken.read()` waits
+                for it.
         """
         if closure is not None:
             self.estimate(closure)
@@ -164,8 +171,21 @@ class ZeroOrder(torch.optim.Optimizer):
         # Inference mode as in a replay: state made in one goes on in the other.
         with torch.inference_mode(), self.engine.clock.updating():
             self._finish(record.step, update, record.losses)
-        self.last = record
+        self.taken = record
         return record.loss
+
+    @property
+    def last(self) -> StepRecord | None:
+        """Record of the last step."""
+        return None if self.taken is None else self.taken.read()
+
+    @property
+    def waits_for(self) -> str | None:
+        """What needs to see the losses of a step at once; None where they may be late."""
+        if type(self)._take is not ZeroOrder._take:
+            return type(self).__name__
+        parts = (self.estimator, self.rule)
+        return next((type(part).__name__ for part in parts if not part.late), None)
 
     @torch.inference_mode()
     def estimate(self, closure: Closure) -> float:
@@ -176,12 +196,15 @@ class ZeroOrder(torch.optim.Optimizer):
 
     def _take(
         self, step: int, probes: list[Probe], closure: Closure
-    ) -> tuple[StepRecord, Update | None]:
+    ) -> tuple[StepRecord | Unread, Update | None]:
         """Evaluate a step; `_retrace` must leave the same bits from the record alone."""
         losses = self._losses(probes, closure)
         estimate = self.estimator.combine(losses)
-        finite = all(math.isfinite(loss) for loss in losses)
-        return self._record(step, losses, estimate.slopes if finite else None, estimate.loss)
+        slopes, alive = finite(losses, estimate.slopes)
+        record, update = self._record(step, losses, slopes, estimate.loss)
+        if alive is None:
+            return record, update
+        return Unread(record, alive), replace(update, alive=alive)
 
     def _record(
         self,
@@ -205,7 +228,7 @@ class ZeroOrder(torch.optim.Optimizer):
         raw = self.reduce(self.placement.losses(probes, self.values("eps"), closure))
         if len(raw) != sum(len(probe.scales) for probe in probes):
             raise RuntimeError(f"closure gave {len(raw)} losses for {probes}")
-        return tuple(float(f"{loss:.{self._digits}g}") for loss in raw)
+        return tuple(to_digits(loss, self._digits) for loss in raw)
 
     def reduce(self, losses: list[float]) -> list[float]:
         """Hook for data parallelism: combine this process's losses with those of the others."""

@@ -189,3 +189,19 @@ def test_bits_on_a_gpu_are_those_of_the_cpu(tmp_path) -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, env=environment
     )
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("placement", [InPlace, Paired])
+def test_coefficients_are_taken_from_the_device_where_they_are_late(placement, monkeypatch) -> None:
+    from tests.optim.test_late import trained as late_or_read
+    from zolab.optim.late import Late
+
+    options = {"dtype": torch.float32, "placement": placement(), "weight_decay": 0.1}
+    monkeypatch.setattr(Late, "__float__", lambda self: pytest.fail("the host waited"))
+    found, expected = (
+        late_or_read(late, **options, mask=SmallWeights(0.5, vectors="masked"))
+        for late in (True, False)
+    )
+    assert found[1] == expected[1]
+    assert fast.name("gauss8", found[0][0]) == "triton"
+    assert_same_bits(*(torch.cat([p.view(-1) for p in ps]) for ps, _ in (found, expected)))

@@ -11,6 +11,7 @@ from torch import nn
 from zolab.optim import fast
 from zolab.optim.backend import Term
 from zolab.optim.engine import Engine, Update, half_precision
+from zolab.optim.late import number
 from zolab.optim.masks import Dense
 from zolab.optim.moments import Step, has_state
 from zolab.optim.noise import root_mean_square, rounding_unit
@@ -67,7 +68,7 @@ class InPlace(Placement):
         for probe in probes:
             for scale in probe.scales:
                 self._move(_Stand(probe.seed, scale, tuple(eps)))
-                out.append(float(closure(1)[0]))
+                out.append(number(closure(1)[0]))
             if self.sweeps == "official":
                 self.rest()
         return out

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from zolab.optim.engine import Engine
+from zolab.optim.late import number
 from zolab.optim.memory import pair_bytes, spread_bytes
 from zolab.optim.native.norm import norm, takes_norm
 from zolab.optim.parameters import ParamInfo
@@ -127,7 +128,7 @@ class ModuleWise(Pieces):
         """The losses that `work` gives while `evaluating`, as numbers."""
         for _ in range(2):
             with self.evaluating(seed, eps, sign):
-                out = [float(loss) for loss in work()]
+                out = [number(loss) for loss in work()]
             if not self._relus.mistaken(out):
                 break
         return out

@@ -8,6 +8,7 @@ from dataclasses import replace
 from torch import nn
 
 from zolab.optim.engine import Engine, Update
+from zolab.optim.late import number
 from zolab.optim.memory import Memory
 from zolab.optim.placements.base import Closure, Placement, Probe, apply_now
 from zolab.optim.placements.lower import LowerLayers
@@ -43,7 +44,7 @@ class CleanWeights(Placement):
     def _one(self, seed: int, scale: float, eps: Sequence[float], closure: Closure) -> float:
         """Loss at theta + scale * eps * z; scale 0 is the model as it is."""
         if scale == 0.0:
-            return float(closure(1)[0])
+            return number(closure(1)[0])
         return self.modules.losses(seed, [scale * e for e in eps], 1.0, lambda: closure(1)[:1])[0]
 
 

@@ -14,6 +14,7 @@ from zolab.optim.engine import Engine
 from zolab.optim.linear import multiplier
 from zolab.optim.parameters import ParamInfo
 from zolab.optim.placements.rows import is_plain, join_rows
+from zolab.optim.sent import is_here
 
 #: Rows of a big weight perturbed and multiplied at once: scratch stays at a few MB.
 CHUNK_ELEMENTS = 1 << 22
@@ -66,9 +67,20 @@ class Pieces:
         weight = self._clean[info.pid]
         if len(signs) == 2 and index.shape[0] == 1 and self._batch() not in (None, 1):
             index = index.expand(2 * self._batch(), *index.shape[1:])
+        if not is_here(weight):
+            # How many different rows there are only the device knows: do not wait for it.
+            halves = zip(index.chunk(len(signs)), signs, strict=True)
+            found = [(half, *self._looked_up(info, half.flatten(), (s,))) for half, s in halves]
+            return join_rows([rows.view(*half.shape, -1) for half, rows in found])
         used, place = torch.unique(index, return_inverse=True)
-        width = weight.shape[1]
-        step = self.engine.source.rows(info.pid, self.seed, used, width)
+        tables = self._looked_up(info, used, signs)
+        halves = zip(place.chunk(len(signs)), tables, strict=True)
+        return join_rows([F.embedding(half, rows) for half, rows in halves])
+
+    def _looked_up(self, info: ParamInfo, used: Tensor, signs: tuple[float, ...]) -> list[Tensor]:
+        """Some rows of a table as each sign perturbs them."""
+        weight = self._clean[info.pid]
+        step = self.engine.source.rows(info.pid, self.seed, used, weight.shape[1])
         step = step * self.eps[info.group]
         if weight.dtype == torch.float64:
             step = step.to(torch.float64)
@@ -80,9 +92,7 @@ class Pieces:
         elif mask is not True:
             chosen = mask.of(rows) if isinstance(mask, Limit) else mask_rows(mask, used, rows.shape)
             step.masked_fill_(~chosen, 0.0)
-        tables = [(wide + step if sign > 0 else wide - step).to(weight.dtype) for sign in signs]
-        halves = zip(place.chunk(len(signs)), tables, strict=True)
-        return join_rows([F.embedding(half, rows) for half, rows in halves])
+        return [(wide + step if sign > 0 else wide - step).to(weight.dtype) for sign in signs]
 
     def _biased(self, module: nn.Linear, info: ParamInfo, x: Tensor) -> Tensor:
         """A frozen weight under a trained bias: one product for both signs."""

@@ -91,9 +91,10 @@ class Relus:
     def mistaken(self, losses: Sequence[float]) -> bool:
         """Whether the losses of the last evaluation are to be made again, without any ReLU moved
         from now on."""
-        wrong = bool(self._held) or any(map(math.isnan, losses))
+        left = bool(self._held)
         self._held.clear()
-        if not (self._given and wrong):
+        # Where no ReLU was moved, losses are not looked at: they may not have been read yet.
+        if not self._given or not (left or any(map(math.isnan, losses))):
             return False
         self._after, self._looks = {}, LOOKS
         return True

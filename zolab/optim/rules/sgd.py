@@ -27,6 +27,8 @@ class Rule:
         reach: how many steps' noise an update needs.
         per_weight: float32 numbers kept per weight (float64 for such weights).
         buffers: chunks of such numbers that an update holds at once, beside z and the step.
+        late: True when slopes may be numbers that the host has not read (`late.Late`), and slopes
+            of 0 with `Update.kept` change nothing, as a skipped step must.
     """
 
     stateful = False
@@ -34,6 +36,7 @@ class Rule:
     reach = 1
     per_weight = 0
     buffers = 0
+    late = False
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -90,9 +93,11 @@ class Sgd(Rule):
     Keeps no state. The number each sweep gets is -η c_j / n.
     """
 
+    late = True
+
     def terms(self, update: Update, group: int, stochastic: bool) -> list[Term]:
         lr = update.lr[group]
-        decay = 1.0 - lr * update.weight_decay[group]
+        decay = update.kept(1.0 - lr * update.weight_decay[group])
         coefficients = update.coefficients(group)
         out = []
         for i, (c, seed) in enumerate(zip(coefficients, update.seeds, strict=True)):

@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from zolab.optim.late import Late
 from zolab.optim.moments import Divisor, Step, has_state, moments_of
+from zolab.optim.sent import sent
 from zolab.optim.triton import kernels
 
 if TYPE_CHECKING:
@@ -121,10 +123,15 @@ class Sweep:
             self.programs += job.programs()
         self._rows = len(rows)
         self._table = _table(tuple(rows), device)
-        self._terms = torch.tensor(told(every) or [0], dtype=torch.int32, device=device)
+        self._terms = sent(torch.tensor(told(every) or [0], dtype=torch.int32), device)
         count = len(every)
         fields = self._terms[: count * kernels.TERM.value].view(torch.float32)
         self.coefficients = fields.view(count, kernels.TERM.value)[:, :2]
+        for i, term in enumerate(every):
+            if not isinstance(term, Step):
+                for j, told_late in enumerate((term.a, term.scale)):
+                    if isinstance(told_late, Late):
+                        self.coefficients[i, j].copy_(told_late.value)
         self._levels = levels(device)
         self._kernel = kernel
         self._constants = {
@@ -152,9 +159,8 @@ def spread(
     """out[i] = z from element index[i] * stride on: float32 (lines, width); index is int64."""
     lines, width = out.shape
     tiles = (width + BLOCK - 2) // BLOCK + 1  # a line may begin anywhere in a tile
-    told = torch.tensor(
-        [stride, width, tiles, pid, stream, _signed(seed & _MASK64)], dtype=torch.int64
-    ).to(out.device)
+    fields = [stride, width, tiles, pid, stream, _signed(seed & _MASK64)]
+    told = sent(torch.tensor(fields, dtype=torch.int64), out.device)
     if out.numel():
         with _on(out.device):
             kernels.spread[(lines * tiles,)](
@@ -187,7 +193,7 @@ def _table(rows: tuple[tuple[int, ...], ...], device: torch.device) -> Tensor:
     if key not in _tables:
         if len(_tables) >= _KEPT:
             _tables.popitem(last=False)
-        _tables[key] = torch.tensor(rows, dtype=torch.int64, device=device)
+        _tables[key] = sent(torch.tensor(rows, dtype=torch.int64), device)
     _tables.move_to_end(key)
     return _tables[key]
 
@@ -223,8 +229,10 @@ def _key(seed: int) -> tuple[int, int]:
     return struct.unpack("<ii", struct.pack("<Q", seed & _MASK64))
 
 
-def _bits(value: float) -> int:
-    """Bits of a float64 rounded to float32, as a signed integer."""
+def _bits(value: float | Late) -> int:
+    """Bits of a float64 rounded to float32, as a signed integer; 0 in place of a late one."""
+    if isinstance(value, Late):
+        return 0
     return int(torch.tensor(value, dtype=torch.float32).view(torch.int32))
 
 

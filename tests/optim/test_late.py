@@ -17,14 +17,19 @@ from zolab.objectives import BatchLoss, CausalScorer
 from zolab.optim import (
     Adam,
     InPlace,
+    MeZOAdam,
+    MeZOSVRG,
     Momentum,
     OnePoint,
+    OnePointMeZO,
     OneSided,
     Paired,
     PerLayer,
     SmallWeights,
+    StepRecord,
     TwoSided,
     ZeroOrder,
+    ZOConservative,
 )
 from zolab.optim.late import Late, nine_digits
 from zolab.optim.placements import pieces
@@ -191,3 +196,26 @@ def test_on_a_gpu_nothing_within_a_step_waits(placement) -> None:
     (found, ours), (expected, plain) = run(late=True), run(late=False)
     assert found == expected
     assert torch.equal(ours, plain)
+
+
+@pytest.mark.parametrize("method", [MeZOAdam, OnePointMeZO, ZOConservative, MeZOSVRG])
+def test_what_needs_a_number_reads_it(method) -> None:
+    def run(late: bool) -> list[torch.Tensor]:
+        model = Net()
+        x, y = torch.ones(3, 5), torch.arange(3)
+
+        def loss() -> Late | torch.Tensor:
+            value = nn.functional.cross_entropy(model(x), y)
+            return Late(value) if late else value
+
+        optimizer = method(model.named_parameters(), lr=1e-2, placement=InPlace())
+        if method is MeZOSVRG:
+            optimizer.full_batch = lambda: [lambda copies: [loss()]]
+        for _ in range(3):
+            optimizer.step(loss)
+        optimizer.flush()
+        assert isinstance(optimizer.taken, StepRecord)
+        return [p.detach() for p in model.parameters()]
+
+    for found, expected in zip(run(True), run(False), strict=True):
+        assert torch.equal(found, expected)

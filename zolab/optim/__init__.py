@@ -9,6 +9,7 @@ optimizer.flush()
 
 from zolab.optim.directions import Direction, Gaussian, Rademacher
 from zolab.optim.estimators import OnePoint, OneSided, TwoSided
+from zolab.optim.late import Late
 from zolab.optim.low_rank import LazyLowRank, LowRank, Subspace
 from zolab.optim.masks import Dense, LargeWeights, LayerMask, RandomMask, SmallWeights
 from zolab.optim.methods import (
@@ -63,6 +64,7 @@ __all__ = [
     "InPlace",
     "LargeWeights",
     "LargeWeightsMeZO",
+    "Late",
     "LayerMask",
     "LazyLowRank",
     "LeZO",

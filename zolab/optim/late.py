@@ -34,20 +34,23 @@ class Late:
     The same operation with the same operand is done once: parameters of a group share their terms.
 
     Args:
-        value: float64 ().
+        value: ().
 
     Attributes:
-        value: the same.
+        value: the same in float64.
     """
 
     __slots__ = ("_made", "value")
 
     def __init__(self, value: Tensor) -> None:
-        self.value = value
+        self.value = value.detach().double()
         self._made: dict[tuple[str, float | Late], Late] = {}
 
     def __float__(self) -> float:
         return float(self.value)
+
+    def __format__(self, spec: str) -> str:
+        return format(float(self), spec)
 
     def __add__(self, other: float | Late) -> Late:
         return self._by("add", other, torch.add)

@@ -158,9 +158,9 @@ class ZeroOrder(torch.optim.Optimizer):
         Args:
             closure: gives one loss per copy of the batch (see `placements.base.Closure`), at the
                 weights as they are and without a graph; without an argument, the loss of one copy.
-                May be left out after `estimate`. Where `waits_for` is None, losses may be
-                `late.Late`: the step is then put in line on their device, and `taken.read()` waits
-                for it.
+                May be left out after `estimate`. Losses may be `Late`: where `waits_for`
+                is None the step is then put in line on their device, and `taken.read()` waits for
+                it.
         """
         if closure is not None:
             self.estimate(closure)
@@ -228,6 +228,8 @@ class ZeroOrder(torch.optim.Optimizer):
         raw = self.reduce(self.placement.losses(probes, self.values("eps"), closure))
         if len(raw) != sum(len(probe.scales) for probe in probes):
             raise RuntimeError(f"closure gave {len(raw)} losses for {probes}")
+        if self.waits_for is not None:
+            raw = [float(loss) for loss in raw]
         return tuple(to_digits(loss, self._digits) for loss in raw)
 
     def reduce(self, losses: list[float]) -> list[float]:

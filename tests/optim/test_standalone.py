@@ -24,6 +24,7 @@ from zolab.optim import (
     PerLayer,
     SparseMeZO,
 )
+from zolab.optim.late import Unread
 from zolab.optim.placements.base import as_closure
 
 TEXT = (Path(__file__).parents[2] / "docs" / "standalone.md").read_text()
@@ -85,8 +86,18 @@ class TestDocs:
         assert optimizer.values("weight_decay") == (0.1, 0.0)
         assert space["saved"]["optimizer"]["zero_order"]["step"] == 50
 
+    def test_losses_the_host_does_not_wait_for(self) -> None:
+        space, printed = run_block("Losses the host does not wait for")
+        assert [float(line) for line in printed.split()] == sorted(
+            map(float, printed.split()), reverse=True
+        )
+        assert len(printed.split()) == 3
+        assert isinstance(space["before"], Unread)
+        assert space["optimizer"].last.loss < 1.2
+
     def test_every_block_is_run_somewhere(self) -> None:
         here = {"A plain loop", "Both signs in one forward", "Groups, schedules, resuming"}
+        here |= {"Losses the host does not wait for"}
         assert set(blocks()) == here | {"accelerate", "transformers' Trainer"}
 
 

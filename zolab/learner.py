@@ -9,7 +9,7 @@ from torch import Tensor
 
 from zolab.objectives import Batch, BatchLoss, Encoded, Encoder, Scorer
 from zolab.optim import MeZOSVRG, StepRecord, ZeroOrder
-from zolab.optim.engine import Clock
+from zolab.optim.clock import Clock
 from zolab.optim.late import Unread
 from zolab.optim.placements import Placement
 from zolab.tasks.base import Example

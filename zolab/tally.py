@@ -10,7 +10,7 @@ from typing import Any
 from zolab.journal import JournalRow
 from zolab.objectives import BatchLoss
 from zolab.optim import StepRecord
-from zolab.optim.engine import Clock
+from zolab.optim.clock import Clock
 from zolab.tracking.local import JsonLines, read_rows
 from zolab.tracking.wandb import WandbMirror
 

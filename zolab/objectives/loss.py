@@ -15,7 +15,7 @@ from zolab.objectives.captured import Graphs
 from zolab.objectives.generate import Generator
 from zolab.objectives.metrics import best_f1
 from zolab.objectives.scorers import Scorer
-from zolab.optim.engine import Clock
+from zolab.optim.clock import Clock
 from zolab.optim.late import Late
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,11 +12,12 @@ from torch import Tensor
 from zolab.optim import fast, native
 from zolab.optim.backend import Limit, Term, pair, resweep_, sweep_
 from zolab.optim.bits import Places, pack_bits, unpack_bits
+from zolab.optim.clock import Clock
 from zolab.optim.directions import Direction, Kept
 from zolab.optim.late import Late
 from zolab.optim.masks import Dense
 from zolab.optim.moments import Step, has_state
-from zolab.optim.native.walk import fills, pairs, walk
+from zolab.optim.native.walk import fills, pairs
 from zolab.optim.parameters import ParamInfo
 
 #: Models whose trained float32 elements fit in this many bytes trade memory for time: z is kept
@@ -53,39 +53,6 @@ class Update:
     def coefficients(self, group: int) -> list[float | Late]:
         """Coefficient of each z_j in the gradient estimate: c_j / n, for one parameter group."""
         return [slope / self.eps[group] / len(self.slopes) for slope in self.slopes]
-
-
-@dataclass
-class Clock:
-    """Seconds of this process spent so far beside the model's own work.
-
-    On a GPU kernels are only put in line, and nothing waits for the clock's sake: what they take
-    shows where a loss is waited for.
-
-    Attributes:
-        perturb: making perturbed weights, in place or within a forward; of the in-place walk in two
-            sweeps also the update that waits for its first.
-        update: applying updates.
-        transfer: copies between tiers of memory.
-    """
-
-    perturb: float = 0.0
-    update: float = 0.0
-    transfer: float = 0.0
-
-    @property
-    def total(self) -> float:
-        """All of them."""
-        return self.perturb + self.update + self.transfer
-
-    @contextmanager
-    def updating(self) -> Iterator[None]:
-        """Whatever is done inside is an update, and counts once."""
-        begin, perturb, update = time.perf_counter(), self.perturb, self.update
-        try:
-            yield
-        finally:
-            self.perturb, self.update = perturb, update + time.perf_counter() - begin
 
 
 class Engine:
@@ -228,6 +195,52 @@ class Engine:
         places = Places.of(keep)
         return self._compact(keep) if places is None else places
 
+    def _room(self, info: ParamInfo) -> Tensor:
+        """Where a sweep writes the mask that it decides: that of the step before, if it is held."""
+        held = self._held.get(info.pid)
+        if not isinstance(held, Tensor):
+            size, dtype = -(-info.numel // 8), torch.uint8
+            if self._small:
+                size, dtype = info.numel, torch.bool
+            held = torch.empty(size, dtype=dtype, device=info.data.device)
+            self._held[info.pid] = held
+        return held
+
+    def told(
+        self, info: ParamInfo, anew: bool, before: bool
+    ) -> tuple[Tensor | Places | bool, Limit | None] | None:
+        """What one sweep goes by, where kernels read masks in any form: the mask in force as it is
+        held (True or False for all or nothing), and the limit that decides.
+
+        Args:
+            info: which parameter.
+            anew: a step begins, and masks that move are decided within the sweep.
+            before: whether something is done under the mask of the step before, first.
+
+        Returns:
+            None where a sweep is not enough.
+        """
+        anew = anew and not self.mask.static
+        if not self.mask.covers(info):
+            was = self.mask_of(info)
+            if anew:
+                now = self.mask.keep(info, info.data, self.step)
+                if now is not was:
+                    return None
+                self._held[info.pid] = now
+            return was, None
+        held = self._held.get(info.pid)
+        limit = self.mask.limit(info)
+        if anew:
+            ready = limit is not None and (isinstance(held, Tensor) or not before)
+            return (self._room(info), limit) if ready else None
+        if held is None and limit is None:
+            self.mask_of(info)  # that of a run is held from now on
+            held = self._held.get(info.pid)
+        if held is not None:
+            return held, None
+        return None if limit is None else (True, limit)
+
     # -- sweeps ----------------------------------------------------------------------------------
 
     def sweep(
@@ -239,24 +252,6 @@ class Engine:
         chosen = None if mask is True else mask
         begin = time.perf_counter()
         sweep_(info.data, info.pid, terms, self.source, chosen)
-        self.clock.perturb += time.perf_counter() - begin
-
-    def walk(self, infos: Sequence[ParamInfo], terms: Sequence[Term]) -> None:
-        """The same terms over some parameters, none of which has a mask."""
-        if not terms:
-            return
-        first, weights = infos[0].data, [info.data for info in infos]
-        alike = all(w.dtype == first.dtype and w.device == first.device for w in weights)
-        if not alike or fast.name(self.source.kind, first) != native.NAME:
-            for info in infos:
-                self.sweep(info, terms, True)
-            return
-        begin = time.perf_counter()
-        kept = None
-        if isinstance(self.source, Kept):
-            seeds = dict.fromkeys(term.seed for term in terms if term.a != 0.0)
-            kept = {seed: self.source.whole(seed, first.device) for seed in seeds}
-        walk(self.source.kind, weights, [info.pid for info in infos], terms, kept)
         self.clock.perturb += time.perf_counter() - begin
 
     def sweep_held(self, info: ParamInfo, terms: Sequence[Term | Step]) -> None:
@@ -290,12 +285,7 @@ class Engine:
         ready = isinstance(held, Tensor) or not before
         state = has_state(before)
         if limit is not None and ready and fast.handles(self.source.kind, info.data, state):
-            if not isinstance(held, Tensor):
-                size, dtype = (info.numel, torch.bool) if self._small else (
-                    -(-info.numel // 8), torch.uint8
-                )  # fmt: skip
-                held = torch.empty(size, dtype=dtype, device=info.data.device)
-                self._held[info.pid] = held
+            held = self._room(info)
             begin = time.perf_counter()
             resweep_(info.data, info.pid, before, after, limit, held, self.source)
             self.clock.perturb += time.perf_counter() - begin

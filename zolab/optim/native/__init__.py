@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from zolab.optim.bits import Places
     from zolab.optim.moments import Step
 
-__all__ = ["available", "fill", "handles", "pair", "rows", "settle", "sweep", "together"]
+__all__ = ["available", "fill", "handles", "loaded", "pair", "rows", "settle", "sweep", "together"]
 
 #: Name in the benchmark and in `zolab doctor`.
 NAME = "cpp"
@@ -63,6 +63,11 @@ def available() -> bool:
     if _loaded is None and _failure is None:
         _load()
     return _loaded is not None
+
+
+def loaded() -> Library | None:
+    """The kernels in use, None before the first use: what was told to them is for these only."""
+    return _loaded
 
 
 def handles(kind: str | None, tensor: Tensor) -> bool:

@@ -48,15 +48,20 @@ def packed(
         kept: by seed, z that is at hand; the others are made.
     """
     out = (probe.Term * len(terms))()
+    write(out, [term.then if isinstance(term, Step) else term for term in terms])
     for c, term in zip(out, terms, strict=True):
-        then = term
         if isinstance(term, Step):
-            then, c.step = term.then, pointer(_step(term, size, kept))
+            c.step = pointer(_step(term, size, kept))
         else:
             c.z = _kept(term.seed, size, kept)
-        c.a, c.scale, c.stochastic = then.a, then.scale, then.stochastic
-        c.seed = then.seed & MASK64
     return out
+
+
+def write(out: Array[probe.Term], terms: Sequence[Term]) -> None:
+    """The numbers of terms into as many that C takes; all else of these stays."""
+    for c, term in zip(out, terms, strict=True):
+        c.a, c.scale, c.stochastic = term.a, term.scale, term.stochastic
+        c.seed = term.seed & MASK64
 
 
 def _step(step: Step, size: int, kept: Mapping[int, Tensor] | None) -> probe.Step:

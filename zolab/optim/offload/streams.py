@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from zolab.optim.engine import Clock
+from zolab.optim.clock import Clock
 
 UPLOAD, COMPUTE, DOWNLOAD = "upload", "compute", "download"
 

@@ -17,6 +17,7 @@ from zolab.optim.parameters import ParamInfo
 
 if TYPE_CHECKING:
     from zolab.optim.rules import Rule
+    from zolab.optim.walks import Walk
 
 #: A closure gives one loss per copy of the batch: `closure(1)` -> one, `closure(2)` -> two, from a
 #: batch whose rows are doubled along dimension 0 (first all rows, then all rows again).
@@ -136,10 +137,23 @@ def as_closure(closure: Callable) -> Closure:
     return _Single(closure)
 
 
-def apply_now(engine: Engine, rule: Rule, update: Update) -> None:
-    """Apply an update to clean weights; 16-bit weights are rounded stochastically."""
+def apply_now(
+    engine: Engine, rule: Rule, update: Update, walks: Sequence[Walk] | None = None
+) -> None:
+    """Apply an update to clean weights; 16-bit weights are rounded stochastically.
+
+    Args:
+        engine, rule, update: what is applied to what.
+        walks: as `zolab.optim.walks.walks` gives them; None goes from one parameter to the next.
+    """
     with fast.together():
-        for info in engine.infos:
+        for walk in walks or ():
+            first = walk.infos[0]
+            terms = rule.terms(update, first.group, half_precision(first.data))
+            if not walk.sweep(terms):
+                for info in walk.infos:
+                    apply_to(engine, rule, info, update)
+        for info in engine.infos if walks is None else ():
             apply_to(engine, rule, info, update)
 
 

@@ -12,12 +12,12 @@ from zolab.optim import fast
 from zolab.optim.backend import Term
 from zolab.optim.engine import Engine, Update, half_precision
 from zolab.optim.late import number
-from zolab.optim.masks import Dense
 from zolab.optim.moments import Step, has_state
 from zolab.optim.noise import root_mean_square, rounding_unit
 from zolab.optim.parameters import ParamInfo
 from zolab.optim.placements.base import Closure, Placement, Probe
 from zolab.optim.rules import Rule
+from zolab.optim.walks import Walk, walks
 
 
 class InPlace(Placement):
@@ -43,14 +43,14 @@ class InPlace(Placement):
         if sweeps not in ("two", "official"):
             raise ValueError(f"placement.sweeps = {sweeps!r}: expected two or official")
         self.sweeps = sweeps
-        self._alike: list[list[ParamInfo]] | None = None
+        self._walks: list[Walk] | None = None
         self._stand: _Stand | None = None
         self._update: Update | None = None
         self._open = False  # a step has begun and its update has not been handed in
 
     def bind(self, engine: Engine, rule: Rule, model: nn.Module | None, seed: int) -> None:
         super().bind(engine, rule, model, seed)
-        self._alike = _alike(engine, rule)
+        self._walks = walks(engine, rule)
         half = next((info for info in engine.infos if half_precision(info.data)), None)
         if half is not None:
             unit = rounding_unit(half.param.dtype, root_mean_square(half.data))
@@ -102,11 +102,21 @@ class InPlace(Placement):
     def _move(self, to: _Stand) -> None:
         """One sweep from wherever the weights stand to theta + scale * eps * z."""
         with fast.together():
-            for infos in self._alike or ():
-                self.engine.walk(infos, self._terms(infos[0], to))
-            for info in self.engine.infos if self._alike is None else ():
+            for walk in self._walks or ():
+                if not self._move_all(walk, to):
+                    for info in walk.infos:
+                        self._move_one(info, to)
+            for info in self.engine.infos if self._walks is None else ():
                 self._move_one(info, to)
         self._stand, self._update, self._open = to, None, True
+
+    def _move_all(self, walk: Walk, to: _Stand) -> bool:
+        """`_move_one` of those that have the same terms; whether it was done."""
+        first = walk.infos[0]
+        if self._open or self.engine.mask.static:
+            return walk.sweep(self._terms(first, to))
+        back = self._terms_back(first)
+        return walk.sweep([*back, Term(to.scale * to.eps[first.group], to.seed)], len(back))
 
     def _move_one(self, info: ParamInfo, to: _Stand) -> None:
         if self._open or self.engine.mask.static:
@@ -125,7 +135,12 @@ class InPlace(Placement):
 
     def _settle_all(self) -> None:
         with fast.together():
-            for info in self.engine.infos:
+            for walk in self._walks or ():
+                back = self._terms_back(walk.infos[0])
+                if not walk.sweep(back):
+                    for info in walk.infos:
+                        self.engine.sweep_held(info, back)
+            for info in self.engine.infos if self._walks is None else ():
                 self.engine.sweep_held(info, self._terms_back(info))
         self._stand = self._update = None
 
@@ -146,18 +161,6 @@ class InPlace(Placement):
             moves = rule.moves(engine, info, engine.scaled(update, info), stochastic=False)
             terms = _merge(terms + moves)
         return terms
-
-
-def _alike(engine: Engine, rule: Rule) -> list[list[ParamInfo]] | None:
-    """Parameters whose terms are the same at every step, a list a group; None if they differ."""
-    if rule.stateful or type(engine.mask) is not Dense:
-        return None
-    if any(engine.direction.gain(info.pid) != 1.0 for info in engine.infos):
-        return None
-    groups: dict[int, list[ParamInfo]] = {}
-    for info in engine.infos:
-        groups.setdefault(info.group, []).append(info)
-    return list(groups.values())
 
 
 @dataclass(frozen=True)

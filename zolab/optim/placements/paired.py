@@ -14,6 +14,7 @@ from zolab.optim.placements.base import Closure, Placement, Probe, apply_now
 from zolab.optim.placements.lower import LowerLayers
 from zolab.optim.placements.modulewise import ModuleWise
 from zolab.optim.rules import Rule
+from zolab.optim.walks import walks
 
 
 class CleanWeights(Placement):
@@ -32,10 +33,11 @@ class CleanWeights(Placement):
                 f"placement {self.name} needs model=: the modules that own the weights"
             )
         self.modules = ModuleWise(model, engine)
+        self._walks = walks(engine, rule)
 
     def update(self, update: Update | None) -> None:
         if update is not None:
-            apply_now(self.engine, self.rule, update)
+            apply_now(self.engine, self.rule, update, self._walks)
 
     def memory(self, both: bool) -> Memory:
         alive, alone = self.modules.scratch_bytes()

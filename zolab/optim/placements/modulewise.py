@@ -19,6 +19,7 @@ from zolab.optim.late import number
 from zolab.optim.memory import pair_bytes, spread_bytes
 from zolab.optim.native.norm import norm, takes_norm
 from zolab.optim.parameters import ParamInfo
+from zolab.optim.placements.adapters import Adapters
 from zolab.optim.placements.factored import along_factors
 from zolab.optim.placements.pieces import CHUNK_ELEMENTS, Pieces
 from zolab.optim.placements.ready import Ready, ready_bytes
@@ -60,6 +61,7 @@ class ModuleWise(Pieces):
         self.prepares = True
         self._ready = Ready()
         self._relus = Relus(model)
+        self._adapters = Adapters(self)
 
     @contextmanager
     def evaluating(
@@ -84,8 +86,8 @@ class ModuleWise(Pieces):
         self.entered.clear()
         self._clean = {info.pid: info.param.data for info in self.engine.infos}
         self._poison = poison
+        signs = (1.0, -1.0) if sign is None else (sign,)
         if self.prepares:
-            signs = (1.0, -1.0) if sign is None else (sign,)
             self._ready.make(self.engine, self.owners, seed, eps, signs)
         # first of all: a hook of the model itself may put something before the text
         hook = self.model.register_forward_pre_hook(
@@ -102,7 +104,10 @@ class ModuleWise(Pieces):
                 module.forward = self._wrap(module, own, module.forward)
             for info in self.engine.infos:
                 self.place(info, info.data)
-            with self._relus.evaluating(list(self._ready.linear), poison is False):
+            with (
+                self._adapters.evaluating(self._ready.pairs, self._pair, signs),
+                self._relus.evaluating(list(self._ready.linear), poison is False),
+            ):
                 yield
         finally:
             hook.remove()
@@ -154,7 +159,9 @@ class ModuleWise(Pieces):
         while copies are being made: the module's outputs come later.
         """
         alive = alone = 0
-        ready, done = ready_bytes(self.engine, self.owners) if self.prepares else (0, ())
+        ready, done = ready_bytes(self.engine, self.owners) if self.prepares else (0, frozenset())
+        held, beside = self._adapters.bytes(done)
+        ready += held
         for name, module, every in self.owners:
             own = [info for info in every if info.pid not in done]
             if is_plain(module, nn.Embedding):
@@ -166,7 +173,7 @@ class ModuleWise(Pieces):
             alone = max(alone, making)
             if name != self.owners[-1][0]:
                 alive = max(alive, copies)
-        return alive + ready, alone + ready
+        return max(alive, beside) + ready, max(alone, beside) + ready
 
     def _factor_bytes(self, module: nn.Module, own: list[ParamInfo]) -> int | None:
         """Bytes of what `_factored` makes beside its output; None for other modules."""
@@ -210,11 +217,19 @@ class ModuleWise(Pieces):
         plan = self._ready.linear.get(id(module))
         if plan is None or len(args) != 1 or kwargs or id(module) in self._own_forward:
             return None
-        if self._sign is None:
-            self._check_rows(name, module, {args[0].shape[0]})
-        if self._active.intersection(plan.pids):
+        if not self.is_free(name, module, args[0], plan.pids):
             return None
         return self._relus.run(module, plan, args[0])
+
+    def is_free(self, name: str, module: nn.Module, x: Tensor, pids: frozenset[int]) -> bool:
+        """Whether no outer owner has perturbed these parameters of a module already.
+
+        Raises:
+            RowsError: the module's input is not laid out as rows of the batch.
+        """
+        if self._sign is None:
+            self._check_rows(name, module, {x.shape[0]})
+        return not self._active.intersection(pids)
 
     def stands(self, own: list[ParamInfo]) -> bool:
         """Whether a mask of whole layers leaves all of a module's weights alone in this step."""

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from torch import Tensor, nn
 
 from zolab.optim.engine import Engine
-from zolab.optim.parameters import ParamInfo
+from zolab.optim.parameters import ParamInfo, is_adapter
 from zolab.optim.placements.factored import ThinLinear, thin_linear
 from zolab.optim.placements.rows import is_plain
 
@@ -23,7 +23,7 @@ Owner = tuple[str, nn.Module, list[ParamInfo]]
 
 
 class Ready:
-    """Perturbed vectors of one evaluation, and linear layers along thin factors, by module."""
+    """Perturbed small parameters of one evaluation, and layers along thin factors, by module."""
 
     def __init__(self) -> None:
         self.pairs: dict[int, tuple[Tensor, Tensor]] = {}
@@ -84,14 +84,21 @@ def ready_bytes(engine: Engine, owners: Sequence[Owner]) -> tuple[int, frozenset
 
 
 def _small(engine: Engine, owners: Sequence[Owner]) -> tuple[list[ParamInfo], list[ParamInfo]]:
-    """Vectors that modules need perturbed, and biases that go into a left factor."""
+    """Vectors and matrices of adapters that modules need perturbed, and biases that go into a left
+    factor."""
     apart: dict[int, ParamInfo] = {}
     shifts: dict[int, ParamInfo] = {}
     for _, module, own in owners:
         for info in own:
-            if info.is_vector and info.numel <= SMALL and engine.is_native(info):
+            few = info.numel <= SMALL and (info.is_vector or _is_adapter(module, info))
+            if few and engine.is_native(info):
                 (shifts if _is_shift(engine, module, own, info) else apart)[info.pid] = info
     return list(apart.values()), list(shifts.values())
+
+
+def _is_adapter(module: nn.Module, info: ParamInfo) -> bool:
+    """Whether a matrix is an adapter's, so that all there are take little."""
+    return is_plain(module, nn.Linear) and is_adapter(info.name)
 
 
 def _is_shift(engine: Engine, module: nn.Module, own: list[ParamInfo], info: ParamInfo) -> bool:

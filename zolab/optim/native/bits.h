@@ -1,5 +1,5 @@
-/* Sweeps over whole tiles under a mask that is held as bits, 64 of them a word: no byte is made of
- * any. What is done to the weights is what terms.h does. */
+/* Sweeps over whole tiles under a mask that is held as bits, 64 of them a word, or decided and held
+ * nowhere: no byte is made of any. What is done to the weights is what terms.h does. */
 #ifndef ZOLAB_BITS_H
 #define ZOLAB_BITS_H
 
@@ -12,7 +12,8 @@
  * are left out, which is done by bytes; moments go on where the mask is off. */
 static int goes_by_bits(int kind, int dtype, const Mask *mask, int steps) {
 #ifdef __AVX512BW__
-    return mask->form == BITS && kind != GAUSS && dtype != FLOAT64 && !steps;
+    const int bits = mask->form == BITS || (mask->at == NULL && mask->limit);
+    return bits && kind != GAUSS && dtype != FLOAT64 && !steps;
 #else
     (void)kind, (void)dtype, (void)mask, (void)steps;
     return 0;
@@ -78,20 +79,21 @@ static void part_bits(
 }
 
 static void terms_bits(
-    Source *source, int dtype, void *weight, const Mask *mask, Tile tile, const Term *terms,
-    int count
+    Source *source, int dtype, void *weight, uint8_t *bits, Tile tile, const Term *terms, int count
 ) {
+    const Mask here = {bits, NULL, BITS, 0, 0.0, 0};
+    const Tile from_there = {tile.first, 0, tile.n};
     uint64_t set[WORDS];
     uint8_t bytes[TILE];
     int live = 0;
     if (count == 0)
         return;
-    memcpy(set, mask->at + tile.at / 8, sizeof set);
+    memcpy(set, bits, sizeof set);
     for (int i = 0; i < WORDS; i++) live += __builtin_popcountll(set[i]);
     if (8 * live > TILE)
         part_bits(source, dtype, weight, set, tile, terms, count);
     else
-        part(source, dtype, weight, held(mask, bytes, tile), tile, terms, count);
+        part(source, dtype, weight, held(&here, bytes, from_there), tile, terms, count);
 }
 
 /* One whole tile of a sweep: terms, a new mask where there is a limit, and terms under it. */
@@ -99,10 +101,40 @@ static void tile_by_bits(
     Source *source, int dtype, void *weight, const Mask *mask, Tile tile, const Term *terms,
     int split, int count
 ) {
-    terms_bits(source, dtype, weight, mask, tile, terms, split);
+    uint8_t spare[TILE / 8], *bits = mask->at == NULL ? spare : mask->at + tile.at / 8;
+    if (mask->at != NULL)
+        terms_bits(source, dtype, weight, bits, tile, terms, split);
+    else if (split > 0)
+        part(source, dtype, weight, NULL, tile, terms, split);
     if (mask->limit) {
-        decide_bits(mask->at + tile.at / 8, mask, dtype, weight, tile);
-        terms_bits(source, dtype, weight, mask, tile, terms + split, count - split);
+        decide_bits(bits, mask, dtype, weight, tile);
+        terms_bits(source, dtype, weight, bits, tile, terms + split, count - split);
+    }
+}
+
+/* Whether `pair_by_bits` is for a pair; see `goes_by_bits`. */
+static int pairs_by_bits(int kind, int dtype, const Mask *mask) {
+    const int free = mask->at == NULL && !mask->limit;
+    return dtype == FLOAT32 && (free || goes_by_bits(kind, dtype, mask, 0));
+}
+
+/* plus, minus = w +/- scale z for a whole tile of float32 weights, with 0 where the mask is off. */
+static void pair_by_bits(
+    float *restrict plus, float *restrict minus, const float *restrict w, const float *restrict z,
+    float scale, const Mask *mask, int64_t at
+) {
+    const __m512 by = _mm512_set1_ps(scale);
+    uint64_t set = ~0ull;
+    for (int i = 0; i < TILE; i += 16) {
+        if (i % 64 == 0 && mask->limit)
+            set = within(w + i, mask);
+        else if (i % 64 == 0 && mask->at != NULL)
+            memcpy(&set, mask->at + (at + i) / 8, 8);
+        const __m512 was = _mm512_loadu_ps(w + i);
+        const __mmask16 live = (__mmask16)(set >> (i % 64));
+        const __m512 step = _mm512_maskz_mul_ps(live, _mm512_loadu_ps(z + i), by);
+        _mm512_storeu_ps(plus + i, _mm512_add_ps(was, step));
+        _mm512_storeu_ps(minus + i, _mm512_sub_ps(was, step));
     }
 }
 #else
@@ -112,6 +144,18 @@ static void tile_by_bits(
 ) {
     (void)source, (void)dtype, (void)weight, (void)mask, (void)tile, (void)terms, (void)split;
     (void)count;
+}
+
+static int pairs_by_bits(int kind, int dtype, const Mask *mask) {
+    (void)kind, (void)dtype, (void)mask;
+    return 0;
+}
+
+static void pair_by_bits(
+    float *plus, float *minus, const float *w, const float *z, float scale, const Mask *mask,
+    int64_t at
+) {
+    (void)plus, (void)minus, (void)w, (void)z, (void)scale, (void)mask, (void)at;
 }
 #endif
 

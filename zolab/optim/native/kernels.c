@@ -179,18 +179,27 @@ void zo_pair(const void *asked, int64_t begin, int64_t end) {
         );
         return;
     }
+    const int by_bits = pairs_by_bits(a->kind, dtype, mask);
     for (Tile tile = tile_at(a->offset, begin, end); tile.n > 0;
          tile = tile_at(a->offset, tile.at + tile.n, end)) {
         const int n = tile.n;
         const int64_t at = tile.at;
         const uint8_t *chosen = live;
+        source.has_z = 0;
+        source.index = NULL;
+        if (by_bits && n == TILE) {
+            source.live = NULL;
+            pair_by_bits(
+                (float *)plus + at, (float *)minus + at, (const float *)weight + at,
+                direction(&source, a->kept, a->seed, tile), (float)eps, mask, at
+            );
+            continue;
+        }
         if (mask->limit)
             decide(live, mask, dtype, weight, tile);
         else
             chosen = held(mask, live, tile);
-        source.has_z = 0;
         source.live = chosen;
-        source.index = NULL;
         const float *z = direction(&source, a->kept, a->seed, tile), scale = (float)eps;
         /* The specification adds a zero where the mask is off, which turns -0 into +0 in `plus`. */
         if (chosen == NULL)

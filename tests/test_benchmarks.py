@@ -127,6 +127,28 @@ def test_step_times_are_ratios_with_quartiles(model, dtype, tmp_path):
         assert 0.0 < slow <= row["official_ratio"] <= fast
         assert ("fraction_of_doubled" in row) == (row["scheme"] in ("lora", "lozo", "subzero"))
     assert [row["sparsity"] for row in rows if row["placement"] == "in_place"][1:3] == [0.8, 0.97]
+    assert {row["scheme"]: row["rank"] for row in rows if row["rank"]} == {"lozo": 2, "subzero": 48}
+
+
+def test_a_step_is_timed_at_the_ranks_asked_for(tmp_path):
+    options = [
+        "--model",
+        "tiny",
+        "--rows",
+        "2",
+        "--tokens",
+        "8",
+        "--rounds",
+        "1",
+        "--rank",
+        "1",
+        "3",
+    ]
+    options += ["--dtype", "float32", "--scheme", "lozo", "subzero", "--backend", "torch"]
+    rows = rows_of(tmp_path / "times.json", "step", *options)
+    assert [(row["scheme"], row["rank"]) for row in rows] == [
+        ("lozo", 1), ("lozo", 3), ("subzero", 1), ("subzero", 3), ("official", None)
+    ]  # fmt: skip
 
 
 def test_the_official_loss_is_that_of_the_last_token():
@@ -175,6 +197,7 @@ def test_mistakes_are_told_before_anything_is_measured(tmp_path, monkeypatch):
         (["step", "--device", "tpu9"], "--device tpu9"),
         (["step", "--json", str(tmp_path / "no" / "x.json")], "--json"),
         (["step", "--dtype", "float8"], "--dtype"),
+        (["step", "--rank", "0"], "--rank 0"),
         (["step", "--backend", "triton"], "--backend triton: not on this cpu"),
         (["kernels", "--backend", "triton"], "--backend triton: not on this cpu"),
     ):

@@ -13,7 +13,7 @@ from tests.optim.tiny import TOKENS, VOCAB, lm_closure, opt
 from zolab import optim
 from zolab.models.tuning import Lora
 from zolab.optim import ZeroOrder, native
-from zolab.optim.native.products import Thin, takes_thin
+from zolab.optim.native.thin import Thin, takes_thin
 from zolab.optim.placements import adapters
 from zolab.optim.placements.modulewise import RowsError
 from zolab.optim.selfcheck import check_paired, check_reads

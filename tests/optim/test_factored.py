@@ -22,7 +22,7 @@ from zolab.optim import (
 )
 from zolab.optim import engine as engine_module
 from zolab.optim.backend import Term, apply_term_
-from zolab.optim.native import products
+from zolab.optim.native import thin
 from zolab.optim.placements.factored import add_products_
 from zolab.optim.placements.modulewise import RowsError
 
@@ -217,7 +217,7 @@ def test_thin_products_in_one_pass_are_those_of_torch(rank: int, extra: int, mon
         shift = (torch.randn(m, generator=drawn), 0.3) if extra else None
         found = out.clone()
         by_columns = (side.T.contiguous().T for side in (left, right))
-        assert products.Thin(*by_columns, scales, shift).add_(found, x)
+        assert thin.Thin(*by_columns, scales, shift).add_(found, x)
         expected = add_products_(out.clone(), x, left, right, scales, shift)
         moved = x.double() @ right.double() @ left.T.double()
         if shift:
@@ -233,7 +233,7 @@ def test_under_autocast_a_layer_multiplies_once_and_not_by_the_kernels(monkeypat
     model, calls = opt(), []
     optimizer = make(model, Paired(), LazyLowRank())
     closure = lm_closure(model)
-    monkeypatch.setattr(products.Thin, "add_", lambda *_: pytest.fail("made for float32"))
+    monkeypatch.setattr(thin.Thin, "add_", lambda *_: pytest.fail("made for float32"))
     linear = torch.nn.functional.linear
     monkeypatch.setattr(
         "zolab.optim.placements.factored.multiplier",

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tests.optim.native.parts import assert_same_bits
 from tests.optim.tiny import lm_closure, opt
 from zolab.optim import LazyLowRank, Paired, PerLayer, ZeroOrder, native
-from zolab.optim.native.products import Thin
+from zolab.optim.native.thin import Thin
 from zolab.optim.placements.relus import LOOKS, Relus
 
 pytestmark = pytest.mark.skipif(
@@ -71,7 +71,7 @@ class Body(nn.Module):
 
 
 def plain(monkeypatch) -> None:
-    monkeypatch.setattr(Relus, "run", lambda self, module, plan, x: plan(x))
+    monkeypatch.setattr(Relus, "run", lambda self, module, forward: forward(False))
 
 
 @pytest.mark.parametrize("placement", [Paired, PerLayer])

@@ -20,7 +20,8 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -31,6 +32,7 @@ from zolab.bench import common
 from zolab.bench.common import DTYPES, SHAPES, random_opt, spread, synthetic_batches, table
 from zolab.bench.embedded import embedded
 from zolab.bench.official import OfficialStep, answer_loss
+from zolab.errors import UserError
 from zolab.models.tuning import Lora
 from zolab.objectives import Batch, BatchLoss, CausalScorer
 from zolab.optim.late import Unread
@@ -43,7 +45,7 @@ NOISES = ("gauss", "gauss8", "rademacher")
 
 @dataclass(frozen=True)
 class Scheme:
-    """One way of taking a step; `sparsity` is the share frozen."""
+    """One way of taking a step; `sparsity` is the share frozen, `rank` that of a low-rank z."""
 
     scheme: str
     placement: str
@@ -52,6 +54,7 @@ class Scheme:
     tuning: str = "full"
     direction: str = "gaussian"
     sparsity: float = 0.0
+    rank: int | None = None
 
     @property
     def both_at_once(self) -> bool:
@@ -164,8 +167,18 @@ def _schemes(args: argparse.Namespace, model: nn.Module) -> list[Scheme]:
                     noises = ["gauss8" if full and "gauss8" in noises else "gauss"]
                 for noise in noises:
                     drawn = {"direction": "rademacher" if noise == "rademacher" else "gaussian"}
-                    out.append(Scheme(name, placement, backend, noise, **{**drawn, **change}))
+                    scheme = Scheme(name, placement, backend, noise, **{**drawn, **change})
+                    ranks = _ranks(args, parts)
+                    out += [replace(scheme, rank=rank) for rank in ranks]
     return out
+
+
+def _ranks(args: argparse.Namespace, parts: dict[str, Callable[[], Any]]) -> list[int | None]:
+    """Ranks that a scheme is measured at: its own, or those asked for if it has one."""
+    direction = parts.get("direction")
+    if direction is None:
+        return [None]
+    return args.rank or [direction().rank]
 
 
 def _turn(scheme: Scheme, model: nn.Module, lag: int) -> Turn:
@@ -176,7 +189,10 @@ def _turn(scheme: Scheme, model: nn.Module, lag: int) -> Turn:
     if scheme.tuning == "lora":
         Lora().apply(model, model.config.vocab_size)
     noise = scheme.noise
-    parts = {name: make() for name, make in KINDS[scheme.scheme][1].items()}
+    makers = KINDS[scheme.scheme][1]
+    if scheme.rank is not None:
+        makers = {**makers, "direction": partial(makers["direction"], rank=scheme.rank)}
+    parts = {name: make() for name, make in makers.items()}
     parts.setdefault(
         "direction", optim.Rademacher() if noise == "rademacher" else optim.Gaussian(noise)
     )
@@ -277,7 +293,7 @@ def _row(
 
 
 def _table(rows: Sequence[dict[str, Any]]) -> str:
-    header = ["scheme", "placement", "noise", "sparsity", "backend", "linear", "dtype"]
+    header = ["scheme", "rank", "placement", "noise", "sparsity", "backend", "linear", "dtype"]
     measured = {
         "of limit": ("fraction_of_limit", "fraction_quartiles"),
         "official/this": ("official_ratio", "official_quartiles"),
@@ -285,7 +301,7 @@ def _table(rows: Sequence[dict[str, Any]]) -> str:
     }
     lines = []
     for row in rows:
-        cells = [str(row[key]) for key in header]
+        cells = ["-" if row[key] is None else str(row[key]) for key in header]
         for value, quartiles in measured.values():
             low, high = row.get(quartiles, (0, 0))
             cells.append(f"{row[value]:.2f} [{low:.2f}, {high:.2f}]" if value in row else "-")
@@ -303,6 +319,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--placement", nargs="+", default=["in_place", "paired"], choices=PLACEMENTS
     )
+    parser.add_argument("--rank", nargs="+", type=int, help="of lozo and subzero")
     parser.add_argument("--noise", nargs="+", default=list(NOISES), choices=NOISES)
     parser.add_argument("--rows", type=int, default=16, help="examples in a batch")
     parser.add_argument("--tokens", type=int, default=64, help="tokens of an example")
@@ -311,5 +328,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=9, help="at most so many")
     parser.add_argument("--seconds", type=float, default=600.0, help="of each dtype, at most")
     args = parser.parse_args(argv)
+    if min(args.rank or [1]) < 1:
+        raise UserError(f"--rank {min(args.rank)}: expected at least 1")
     args.steps = args.steps or (8 if args.model == "embedded" else 1)
     return args

@@ -95,6 +95,17 @@ class Direction:
         """
         return False
 
+    def sweep_all(self, moves: Sequence[tuple[Sequence[Term], Sequence[ParamInfo]]]) -> bool:
+        """Apply terms to all parameters of an update at once, without masks, where that is faster.
+
+        Args:
+            moves: terms, and the parameters that get them.
+
+        Returns:
+            Whether it has been done; if not, nothing has.
+        """
+        return False
+
     def sweeps(self, info: ParamInfo) -> bool:
         """Whether `sweep` takes no scratch but what `scratch_bytes` says."""
         return False

@@ -23,9 +23,10 @@ from zolab.optim.keys import probe_seed
 from zolab.optim.masks import Dense
 from zolab.optim.native.products import by_columns
 from zolab.optim.native.products import products as native_products
+from zolab.optim.native.products import sweeps as native_sweeps
 from zolab.optim.native.walk import fills
 from zolab.optim.parameters import ParamInfo
-from zolab.optim.products import product, snap_
+from zolab.optim.products import factor_shape, product, snap_
 
 #: Above every magnitude of a Gaussian number as we draw them.
 GAUSS_BOUND = 8.0
@@ -52,6 +53,8 @@ class LowRank(Direction):
         self.refresh_every = refresh_every
         self.run_seed = 0
         self.shapes: dict[int, tuple[int, int]] = {}
+        self._ranks: dict[int, int] = {}
+        self._prepared_bytes = 0
         self._periods: dict[int, int] = {}
         self._last: tuple[int, ...] = ()
         self._bases: dict[tuple[int, int, int], Tensor] = {}
@@ -75,6 +78,8 @@ class LowRank(Direction):
             for info in infos
             if not info.is_vector
         }
+        self._ranks = {pid: min(self.rank, *shape) for pid, shape in self.shapes.items()}
+        self._prepared_bytes = sum(4 * self._ranks[pid] * m for pid, (m, _) in self.shapes.items())
         self._periods, self._last, self._bases, self._lefts = {}, (), {}, (-1, {})
 
     def due(self, step: int) -> bool:
@@ -94,7 +99,7 @@ class LowRank(Direction):
             self._lefts = (seed, self._all_left(seed))
 
     def prepared_bytes(self) -> int:
-        return sum(4 * self.rank_of(pid) * m for pid, (m, _) in self.shapes.items())
+        return self._prepared_bytes
 
     def _all_left(self, seed: int) -> dict[int, Tensor]:
         """`_left` of all parameters, whole, on the CPU, each column in one piece of memory."""
@@ -146,7 +151,7 @@ class LowRank(Direction):
 
     def rank_of(self, pid: int) -> int:
         """Rank of a matrix's z: `rank`, or its shorter side."""
-        return min(self.rank, *self.shapes[pid])
+        return self._ranks[pid]
 
     def chunk(self, pid: int) -> int:
         if pid not in self.shapes:
@@ -161,6 +166,28 @@ class LowRank(Direction):
         factors = {seed: self._factors(pid, seed, weight.device) for seed in seeds}
         products.sweep_(weight, pid, terms, factors)
         return True
+
+    def sweep_all(self, moves: Sequence[tuple[Sequence[Term], Sequence[ParamInfo]]]) -> bool:
+        infos = [info for _, those in moves for info in those]
+        alike = {(info.param.dtype, info.param.device): info.data for info in infos}
+        able = all(info.param.is_contiguous() for info in infos)
+        for weight in alike.values():
+            able = able and fast.name(self.noise.kind, weight) == native.NAME
+            able = able and products.is_native(max(self._ranks.values(), default=1), weight)
+        if able:
+            native_sweeps(self.noise.kind, [
+                (terms, [(info.data, info.pid, self._by_seed(info, terms)) for info in those])
+                for terms, those in moves
+            ])  # fmt: skip
+        return able
+
+    def _by_seed(
+        self, info: ParamInfo, terms: Sequence[Term]
+    ) -> dict[int, tuple[Tensor, Tensor]] | None:
+        """Factors of a parameter's z for the seeds of some terms; None if it has none."""
+        if info.pid not in self.shapes:
+            return None
+        return {term.seed: self._factors(info.pid, term.seed, info.param.device) for term in terms}
 
     def factors(self, pid: int, seed: int, device: torch.device) -> tuple[Tensor, Tensor] | None:
         """left (m, r) and right (n, r), float32, with z = left @ rightᵀ of `shapes[pid]`."""
@@ -356,17 +383,3 @@ class LazyLowRank(LowRank):
 def _by_columns(matrix: Tensor) -> Tensor:
     """The same matrix, each column in one piece of memory."""
     return matrix.T.contiguous().T
-
-
-def factor_shape(shape: Sequence[int], rank: int) -> tuple[int, int]:
-    """Shape (m, n) in which a tensor is factorised.
-
-    Its own, dimensions after the first taken together; the most nearly square one where a side is
-    shorter than twice the rank, as SubZero's code does for LoRA and prefix tensors.
-    """
-    m, n = shape[0], math.prod(shape[1:])
-    if min(m, n) >= 2 * rank:
-        return m, n
-    total = m * n
-    side = next(k for k in range(math.isqrt(total), 0, -1) if total % k == 0)
-    return side, total // side

@@ -8,6 +8,7 @@ number keeps 23 bits behind the point at rank 2, 20 at rank 48.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -42,6 +43,20 @@ def bound_of(factor: Tensor) -> Tensor:
     """The least power of two above every magnitude, at least 2**-89: float32 ()."""
     largest = factor.abs().amax().clamp_min(2.0**-90)
     return (largest.view(torch.int32) & 0x7F800000).view(torch.float32) * 2.0
+
+
+def factor_shape(shape: Sequence[int], rank: int) -> tuple[int, int]:
+    """Shape (m, n) in which a tensor is factorised.
+
+    Its own, dimensions after the first taken together; the most nearly square one where a side is
+    shorter than twice the rank, as SubZero's code does for LoRA and prefix tensors.
+    """
+    m, n = shape[0], math.prod(shape[1:])
+    if min(m, n) >= 2 * rank:
+        return m, n
+    total = m * n
+    side = next(k for k in range(math.isqrt(total), 0, -1) if total % k == 0)
+    return side, total // side
 
 
 def is_native(rank: int, weight: Tensor) -> bool:

@@ -25,7 +25,7 @@ from zolab.optim.backend import Term
 from zolab.optim.bits import pack_bits
 from zolab.optim.low_rank import LowRank
 from zolab.optim.native import jobs, probe
-from zolab.optim.native.norm import norm, takes_norm
+from zolab.optim.native.norm import Norm, takes_norm
 from zolab.optim.native.products import by_columns, product
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="needs a C compiler")
@@ -126,8 +126,10 @@ def test_normalisation_is_that_of_torch() -> None:
     for shape in ((2, 5, 37), (6, 64), (4, 3, 2, 16), (2, 768)):
         x = 3 + torch.randn(shape, generator=drawn)
         both = [torch.randn(2, shape[-1], generator=drawn) for _ in range(2)]
-        assert takes_norm(x, both[0][0], both[1][0])
-        found = norm(x, tuple(both[0]), tuple(both[1]), 1e-5)
+        assert takes_norm(*both[0], *both[1])
+        norm = Norm(tuple(both[0]), tuple(both[1]), 1e-5)
+        assert norm.takes(x)
+        found = norm(x)
         for half in range(2):
             wanted = F.layer_norm(
                 x.chunk(2)[half].double(), shape[-1:], both[0][half].double(),
@@ -135,8 +137,11 @@ def test_normalisation_is_that_of_torch() -> None:
             )  # fmt: skip
             assert torch.allclose(found.chunk(2)[half].double(), wanted, rtol=1e-5, atol=1e-5)
     weight = torch.ones(64)
+    assert not takes_norm(weight, weight.half())
+    assert not takes_norm(weight, torch.ones(32))
+    norm = Norm((weight, weight), (weight, weight), 1e-5)
     for x in (torch.ones(3, 64), torch.ones(4, 64).half(), torch.ones(64, 4).T, torch.ones(4, 32)):
-        assert not takes_norm(x, weight)
+        assert not norm.takes(x)
 
 
 @pytest.mark.usefixtures("_threads")

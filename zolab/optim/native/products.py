@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from ctypes import c_float, c_void_p
+from ctypes import Array, c_void_p, pointer
 from typing import TYPE_CHECKING
 
 import torch
@@ -79,10 +79,56 @@ def sweep(
         RuntimeError: the kernels are not available.
     """
     on = native._library()
+    at, lot, asked = _told(on, weight, pid, terms, packed(terms), factors)
+    jobs.sweep(on, at, lot, (asked, weight, factors))
+
+
+#: Some parameters that get the same terms: weights, id, and factors as `sweep` takes them, or None
+#: where z is noise.
+Group = tuple[Sequence["Term"], Sequence[tuple[Tensor, int, Mapping | None]]]
+
+
+def sweeps(kind: str, groups: Sequence[Group]) -> None:
+    """`sweep`, or `native.sweep` without a mask, of many parameters at once.
+
+    Args:
+        kind: the noise of those without factors.
+        groups: what each parameter gets; no two share weights.
+
+    Raises:
+        ValueError: a tensor is something else.
+        RuntimeError: the kernels are not available.
+    """
+    on = native._library()
+    code, free = native._KINDS[kind], pointer(probe.Mask())
+    lots, keep = [], []
+    for terms, those in groups:
+        told, count = packed(terms), len(terms)
+        for weight, pid, factors in those:
+            if factors is not None:
+                _, lot, asked = _told(on, weight, pid, terms, told, factors)
+            else:
+                at, dtype = address("weight", weight), DTYPES[weight.dtype]
+                asked = probe.Sweep(code, dtype, count, pid, at, free, 0, told, on.levels)
+                lot = on.lot("zo_sweep", asked, weight.numel())
+            lots.append(lot)
+            keep.append(asked)
+    jobs.settle()
+    on.run(lots)
+
+
+def _told(
+    on: jobs.Library,
+    weight: Tensor,
+    pid: int,
+    terms: Sequence[Term],
+    told: Array[probe.Term],
+    factors: Mapping[int, tuple[Tensor, Tensor]],
+) -> tuple[int, probe.Lot, probe.SweepProduct]:
+    """A sweep along products as C takes it; its weights' address comes first."""
     left, right = next(iter(factors.values()))
     (m, rank), n = left.shape, right.shape[1]
-    at = address("weight", weight, None, m * n)
-    told, count = packed(terms), len(terms)
+    at, count = address("weight", weight, None, m * n), len(terms)
     sides = (probe.Left * count)(), (c_void_p * count)()
     for i, term in enumerate(terms):
         if term.a != 0.0:
@@ -90,8 +136,7 @@ def sweep(
             sides[0][i] = _left(left, m)
             sides[1][i] = address("right", right, torch.float32, rank * n)
     asked = probe.SweepProduct(DTYPES[weight.dtype], count, rank, pid, at, n, told, *sides)
-    lot = on.lot("zo_sweep_product", asked, m, unit=_ROWS, weight=n)
-    jobs.sweep(on, at, lot, (asked, weight, factors))
+    return at, on.lot("zo_sweep_product", asked, m, unit=_ROWS, weight=n), asked
 
 
 def _left(left: Tensor, rows: int | None = None) -> probe.Left:
@@ -121,70 +166,3 @@ def by_columns(factors: Sequence[Tensor]) -> list[Tensor]:
         lots.append(on.lot("zo_turn", asked[-1], m, unit=16, weight=rank))
     on.run(lots)
     return [out.T for out in outs]
-
-
-def takes_thin(rank: int) -> bool:
-    """Whether there is `Thin` for a rank here, and a CPU it is made for."""
-    return native.available() and 0 < rank <= native._library().thin_rank
-
-
-class Thin:
-    """What a perturbation of low rank adds to the output of a linear layer, each row of the batch
-    passed once, in any order of summing.
-
-    Args:
-        left: float32 (m, r), CPU, by columns.
-        right: float32 (n, r), CPU, by columns.
-        scales: one or two factors, on equal parts of the rows.
-        shift: float32 (m,), contiguous: what every row gets, and a factor on it.
-
-    Raises:
-        ValueError: a tensor is something else.
-        RuntimeError: the kernels are not available.
-    """
-
-    def __init__(
-        self,
-        left: Tensor,
-        right: Tensor,
-        scales: Sequence[float],
-        shift: tuple[Tensor, float] | None = None,
-    ) -> None:
-        self._on = native._library()
-        (self.m, rank), self.n = left.shape, len(right)
-        self.parts = len(scales)
-        more, times = shift or (None, 0.0)
-        sides = [address("factor", side.T, torch.float32) for side in (right, left)]
-        sides.append(None if more is None else address("shift", more, torch.float32, self.m))
-        both = (c_float * 2)(*scales)
-        self._asked = probe.Thin(None, None, *sides, self.n, self.m, 0, rank, 0, times, both)
-        self._lots = (probe.Lot * 1)()
-        self._lots[0] = self._on.lot("zo_thin", self._asked, 0, unit=4, weight=self.n + self.m)
-        self._kept = left, right, more
-
-    def takes(self, x: Tensor) -> bool:
-        """Whether an input is what it is made for: (..., n), contiguous, float32, CPU."""
-        return _is_plain(x) and x.shape[-1] == self.n
-
-    def add_(self, out: Tensor, x: Tensor, relu: bool = False) -> bool:
-        """out += scale (x right leftᵀ + shift), if out is what it is made for: whether it is.
-
-        Args:
-            out: (rows, ..., m), contiguous, float32, CPU.
-            x: (rows, ..., n), see `takes`; rows a multiple of the number of scales.
-            relu: whether out then becomes its relu, as torch has it.
-        """
-        rows = x.numel() // self.n
-        if not (_is_plain(out) and out.numel() == rows * self.m):
-            return False
-        asked = self._asked
-        asked.out, asked.x, asked.rows = out.data_ptr(), x.data_ptr(), rows // self.parts
-        asked.relu = relu
-        self._lots[0].count = rows
-        self._on.run_packed(self._lots, 1, rows * (self.n + self.m))
-        return True
-
-
-def _is_plain(tensor: Tensor) -> bool:
-    plain = type(tensor) is Tensor and tensor.dtype is torch.float32
-    return plain and tensor.is_cpu and tensor.is_contiguous()

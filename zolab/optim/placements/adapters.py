@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as hooks
 
-from zolab.optim.native.products import Thin, by_columns, takes_thin
+from zolab.optim.native.products import by_columns
+from zolab.optim.native.thin import Thin, takes_thin
 from zolab.optim.parameters import ParamInfo
 from zolab.optim.placements.rows import is_plain
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -11,25 +10,73 @@ from torch.nn import functional as F
 
 from zolab.optim.engine import Engine
 from zolab.optim.linear import multiplier
-from zolab.optim.native.products import Thin, by_columns, takes_thin
+from zolab.optim.native.products import by_columns
+from zolab.optim.native.thin import Thin, takes_thin
 from zolab.optim.parameters import ParamInfo
 
 
-@dataclass(frozen=True)
 class ThinLinear:
-    """A linear layer whose z is a product of thin factors.
+    """A linear layer whose z is a product of thin factors, by the native kernels.
+
+    Args:
+        module: the layer.
+        weight: its weight.
+        bias: its bias, if that is perturbed.
 
     Attributes:
-        multiply: x, weight, bias -> x weightᵀ + bias.
-        weight: the clean weights, and the bias that goes with them.
         pids: parameters that must not have been perturbed by an outer module.
         thin: adds what the perturbation makes of a batch.
     """
 
-    multiply: Callable[..., Tensor]
-    weight: tuple[Tensor, Tensor | None]
-    pids: frozenset[int]
     thin: Thin
+
+    def __init__(self, module: nn.Linear, weight: ParamInfo, bias: ParamInfo | None) -> None:
+        self.module = module
+        self.weight, self.bias = weight, bias
+        self.pids = frozenset(info.pid for info in (weight, bias) if info is not None)
+        self._clean: tuple[Tensor, Tensor | None] | None = None
+
+    def aim(
+        self,
+        clean: Mapping[int, Tensor],
+        factors: tuple[Tensor, Tensor],
+        eps: Sequence[float],
+        signs: Sequence[float],
+        z: Callable[[ParamInfo], Tensor],
+    ) -> bool:
+        """Take what an evaluation needs, if the kernels are for it: whether they are.
+
+        Args:
+            clean: clean weights, by id.
+            factors: left (m, r) and right (n, r) of the weight's z.
+            eps: perturbation scale of each group.
+            signs: one for the whole batch, or one for each half of the rows.
+            z: whole z of the bias, float32 (m,).
+        """
+        weight, (left, right), added = clean[self.weight.pid], factors, self.bias
+        if weight.dtype is not torch.float32 or not weight.is_cpu:
+            return False
+        if not (takes_thin(left.shape[1]) and right.T.is_contiguous()):
+            return False
+        if not left.T.is_contiguous():
+            (left,) = by_columns([left])
+        scale, shift, bias = eps[self.weight.group], None, self.module.bias
+        if added is not None:
+            shift, bias = (z(added), eps[added.group] / scale), clean[added.pid]
+        scales = [sign * scale for sign in signs]
+        thin = self.__dict__.get("thin")
+        if thin is not None and thin.fits(left, right, scales):
+            thin.aim(left, right, scales, shift)
+        else:
+            self.thin = Thin(left, right, scales, shift)
+        self._clean = weight, None if bias is None else bias.detach()
+        self._multiply = multiplier(self.module)
+        return True
+
+    def rest(self) -> None:
+        """Hold nothing until the next evaluation."""
+        self._clean = None
+        self.thin.rest()
 
     def __call__(self, x: Tensor, relu: bool = False) -> Tensor | None:
         """Output for a batch, None where the kernels are not made for it.
@@ -43,45 +90,8 @@ class ThinLinear:
             return None
         if not self.thin.takes(x):
             return None
-        out = self.multiply(x, *self.weight)
+        out = self._multiply(x, *self._clean)
         return out if self.thin.add_(out, x, relu) else None
-
-
-def thin_linear(
-    module: nn.Linear,
-    own: list[ParamInfo],
-    clean: Mapping[int, Tensor],
-    factors: tuple[Tensor, Tensor],
-    eps: Sequence[float],
-    signs: Sequence[float],
-    z: Callable[[ParamInfo], Tensor],
-) -> ThinLinear | None:
-    """A linear layer along thin factors by the native kernels, None where they are not for it.
-
-    Args:
-        module: the layer.
-        own: its trained parameters.
-        clean: their clean weights, by id.
-        factors: left (m, r) and right (n, r) of its weight's z.
-        eps: perturbation scale of each group.
-        signs: one for the whole batch, or one for each half of the rows.
-        z: whole z of its bias, float32 (m,).
-    """
-    by_param = {id(info.param): info for info in own}
-    info, added = by_param[id(module.weight)], by_param.get(id(module.bias))
-    weight, (left, right) = clean[info.pid], factors
-    able = weight.dtype is torch.float32 and weight.is_cpu
-    if not (able and takes_thin(left.shape[1]) and right.T.is_contiguous()):
-        return None
-    if not left.T.is_contiguous():
-        (left,) = by_columns([left])
-    scale, shift, bias = eps[info.group], None, module.bias
-    if added is not None:
-        shift, bias = (z(added), eps[added.group] / scale), clean[added.pid]
-    thin = Thin(left, right, [sign * scale for sign in signs], shift)
-    pids = frozenset(one.pid for one in (info, added) if one is not None)
-    with_bias = weight, None if bias is None else bias.detach()
-    return ThinLinear(multiplier(module), with_bias, pids, thin)
 
 
 def along_factors(
@@ -104,7 +114,7 @@ def along_factors(
         clean: their clean weights, by id.
         x: (rows, ..., n), rows a multiple of the number of signs.
         seed: direction.
-        eps, signs: see `thin_linear`.
+        eps, signs: see `ThinLinear.aim`.
     """
     by_param = {id(info.param): info for info in own}
     info, added = by_param.get(id(module.weight)), by_param.get(id(module.bias))
@@ -118,8 +128,8 @@ def along_factors(
     def z(one: ParamInfo) -> Tensor:
         return engine.whole_z(one, clean[one.pid], seed)
 
-    made = thin_linear(module, own, clean, thin, eps, signs, z)
-    out = made(x) if made is not None else None
+    made = ThinLinear(module, info, added)
+    out = made(x) if made.aim(clean, thin, eps, signs, z) else None
     if out is not None:
         return out
     scale, bias, shift = eps[info.group], module.bias, None

@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from zolab.optim.engine import Engine
 from zolab.optim.late import number
 from zolab.optim.memory import pair_bytes, spread_bytes
-from zolab.optim.native.norm import norm, takes_norm
 from zolab.optim.parameters import ParamInfo
 from zolab.optim.placements.adapters import Adapters
+from zolab.optim.placements.at_once import pair
 from zolab.optim.placements.factored import along_factors
+from zolab.optim.placements.normed import HalvesNorm
 from zolab.optim.placements.pieces import CHUNK_ELEMENTS, Pieces
 from zolab.optim.placements.ready import Ready, ready_bytes
 from zolab.optim.placements.relus import Relus
@@ -100,10 +101,11 @@ class ModuleWise(Pieces):
             if "forward" in module.__dict__
         }
         try:
-            for _, module, own in self.owners:
-                module.forward = self._wrap(module, own, module.forward)
-            for info in self.engine.infos:
-                self.place(info, info.data)
+            for name, module, own in self.owners:
+                module.forward = self._wrap(name, module, own, module.forward)
+            if poison is not False:
+                for info in self.engine.infos:
+                    self.place(info, info.data)
             with (
                 self._adapters.evaluating(self._ready.pairs, self._pair, signs),
                 self._relus.evaluating(list(self._ready.linear), poison is False),
@@ -188,8 +190,9 @@ class ModuleWise(Pieces):
             tokens = first.shape[0] * first.shape[1] if first.dim() > 1 else first.shape[0]
             self._leading = (first.shape[0], tokens)
 
-    def _wrap(self, module: nn.Module, own: list[ParamInfo], forward: Callable) -> Callable:
-        name = next(n for n, m, _ in self.owners if m is module)
+    def _wrap(
+        self, name: str, module: nn.Module, own: list[ParamInfo], forward: Callable
+    ) -> Callable:
         mine = [info.pid for info in own]
 
         def run(*args: Any, **kwargs: Any) -> Any:
@@ -214,12 +217,15 @@ class ModuleWise(Pieces):
 
     def _planned(self, name: str, module: nn.Module, args: tuple, kwargs: dict) -> Tensor | None:
         """Output of a module that was made ready, None for others."""
-        plan = self._ready.linear.get(id(module))
-        if plan is None or len(args) != 1 or kwargs or id(module) in self._own_forward:
+        ready, key = self._ready, id(module)
+        plan = ready.linear.get(key) or ready.norms.get(key)
+        if plan is None or len(args) != 1 or kwargs or key in self._own_forward:
             return None
         if not self.is_free(name, module, args[0], plan.pids):
             return None
-        return self._relus.run(module, plan, args[0])
+        if key in ready.norms:
+            return plan(args[0])
+        return self._relus.run(module, lambda relu: plan(args[0], relu))
 
     def is_free(self, name: str, module: nn.Module, x: Tensor, pids: frozenset[int]) -> bool:
         """Whether no outer owner has perturbed these parameters of a module already.
@@ -267,7 +273,7 @@ class ModuleWise(Pieces):
     def _pair(self, info: ParamInfo) -> tuple[Tensor, Tensor]:
         if info.pid in self._ready.pairs:
             return self._ready.pairs[info.pid]
-        return self.engine.pair(info, self._clean[info.pid], self.seed, self.eps[info.group])
+        return pair(self.engine, info, self._clean[info.pid], self.seed, self.eps[info.group])
 
     def _both(
         self,
@@ -339,17 +345,14 @@ class ModuleWise(Pieces):
         return along_factors(self.engine, module, self._todo(own), clean, x, self.seed, eps, signs)
 
     def _normed(self, module: nn.Module, own: list[ParamInfo], args: tuple) -> Tensor | None:
-        """Output of a layer normalisation in one pass over its rows, written where both halves lie
-        together; None for other modules, and where a forward keeps the bits of plain torch."""
+        """Output of a layer normalisation in one pass over its rows; None for other modules, and
+        where a forward keeps the bits of plain torch."""
         if not self.engine.direction.prepared_bytes() or len(args) != 1:
             return None
-        if id(module) in self._own_forward or not is_plain(module, nn.LayerNorm):
+        if id(module) in self._own_forward:
             return None
-        of = {id(info.param): info for info in self._todo(own)}
-        both = [of.get(id(param)) for param in (module.weight, module.bias)]
-        if None in both or not takes_norm(args[0], *(self._clean[info.pid] for info in both)):
-            return None
-        return norm(args[0], *(self._pair(info) for info in both), module.eps)
+        plan = HalvesNorm.of(module, self._todo(own))
+        return plan(args[0]) if plan is not None and plan.aim(self._pair) else None
 
     def _todo(self, own: list[ParamInfo]) -> list[ParamInfo]:
         """Without those that an outer owner has already perturbed."""

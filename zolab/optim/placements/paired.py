@@ -10,6 +10,7 @@ from torch import nn
 from zolab.optim.engine import Engine, Update
 from zolab.optim.late import number
 from zolab.optim.memory import Memory
+from zolab.optim.placements.at_once import applied_at_once
 from zolab.optim.placements.base import Closure, Placement, Probe, apply_now
 from zolab.optim.placements.lower import LowerLayers
 from zolab.optim.placements.modulewise import ModuleWise
@@ -36,7 +37,7 @@ class CleanWeights(Placement):
         self._walks = walks(engine, rule)
 
     def update(self, update: Update | None) -> None:
-        if update is not None:
+        if update is not None and not applied_at_once(self.engine, self.rule, update):
             apply_now(self.engine, self.rule, update, self._walks)
 
     def memory(self, both: bool) -> Memory:

@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from torch.nn.modules import module as hooks
 from torch.overrides import TorchFunctionMode
 
-from zolab.optim.placements.factored import ThinLinear
 from zolab.optim.placements.rows import is_plain, tensors
 
 #: Evaluations that are followed at most: a mask may leave some layers out of one.
@@ -72,15 +71,20 @@ class Relus:
                     del module.forward
                 self._following = None
 
-    def run(self, module: nn.Module, plan: ThinLinear, x: Tensor) -> Tensor | None:
-        """What a linear layer returns, see `ThinLinear`."""
+    def run(self, module: nn.Module, forward: Callable[[bool], Tensor | None]) -> Tensor | None:
+        """What a linear layer returns.
+
+        Args:
+            module: the layer.
+            forward: gives its output, or the output's ReLU; None where it cannot.
+        """
         relu = self._after.get(id(module)) if self._on else None
         if relu is None or not _unseen(module, relu):
-            out = plan(x)
+            out = forward(False)
             if out is not None and self._following is not None:
                 self._following.begin(id(module), out)
             return out
-        out = plan(x, relu=True)
+        out = forward(True)
         if out is None:
             return None
         self._given = True

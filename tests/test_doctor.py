@@ -43,6 +43,12 @@ def test_a_cell_that_works(tmp_path: Path, capsys) -> None:
     assert row.hours == pytest.approx(other.hours * 1.5e14 / speed["flops"])
 
 
+def test_a_grid_is_looked_at_in_one_cell_and_that_is_said(tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(doctor, "examine", lambda cell, report: None)
+    assert "grid: this is the cell that" in ask(tmp_path, capsys, "experiment=demo")[1]
+    assert "grid" not in ask(tmp_path, capsys, "train.steps=9")[1]
+
+
 def test_the_plan_of_offloading_is_told(tmp_path: Path, capsys) -> None:
     streams = ("optimizer/placement=offload", "optimizer.placement.tier=cpu*1+disk")
     code, said = ask(tmp_path, capsys, *streams)

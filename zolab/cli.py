@@ -65,8 +65,8 @@ examples:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status.
 
-    0: done. 1: a run or sweep failed. 2: a mistake of the user, told in one line on stderr with
-    nothing trained. 130: interrupted.
+    0: done. 1: a run or sweep failed, or the output did. 2: a mistake of the user, told
+    in one line on stderr with nothing trained. 130: interrupted.
 
     Args:
         argv: arguments without the program name; None for those of the process.
@@ -76,20 +76,50 @@ def main(argv: Sequence[str] | None = None) -> int:
         # A locale without "±" must not cost a report.
         sys.stdout.reconfigure(errors="replace")
     try:
+        status = _answer(arguments)
+        if sys.stdout is not None:
+            sys.stdout.flush()  # here, where it can still be told that it fails
+        return status
+    except BrokenPipeError:
+        # The reader of our output left (`zolab status | head`): nothing is wrong.
+        _drop_output()
+        return 0
+    except OSError as error:
+        if not _output_fails():
+            raise
+        _drop_output()
+        print(f"zolab: standard output: {error.strerror}", file=sys.stderr)
+        return 1
+
+
+def _answer(arguments: list[str]) -> int:
+    """The exit status of a command, with what it says on the streams."""
+    try:
         return _dispatch(arguments)
     except UserError as error:
         return _refuse(str(error))
     except KeyboardInterrupt:
         print("zolab: interrupted; the same command goes on from here", file=sys.stderr)
         return INTERRUPTED
-    except BrokenPipeError:
-        # The reader of our output left (`zolab status | head`): nothing is wrong.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except SystemExit as stop:
         if stop.code is None or isinstance(stop.code, int):
             return stop.code or 0
         return _refuse(str(stop.code))
+
+
+def _output_fails() -> bool:
+    """Whether it is standard output that cannot be written, to a full device say."""
+    try:
+        sys.stdout.write("\n")
+        sys.stdout.flush()
+    except OSError:
+        return True
+    return False
+
+
+def _drop_output() -> None:
+    """Nothing more is written to standard output, at the end of the process neither."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _refuse(message: str) -> int:

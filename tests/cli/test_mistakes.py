@@ -168,7 +168,7 @@ def test_broken_yaml_of_the_user_names_file_and_line(refused: Refused, tmp_path:
     ("override", "message"),
     [
         ("task=odd", "odd.yaml:"),
-        ("task=bytes", "not UTF-8"),
+        ("task=bytes", "task/bytes.yaml is not UTF-8"),
         ("task=none", "task = 'none': no such choice"),
         ("seed=${nope}", "Interpolation key 'nope' not found"),
     ],
@@ -231,3 +231,26 @@ def test_help_answers_within_a_second_and_a_half() -> None:
 
 
 # --- runs ------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is full")
+@pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["status", "runs"]])
+def test_output_that_cannot_be_written_is_told_in_a_line(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("runs").mkdir()
+    with monkeypatch.context() as patched, open("/dev/full", "w") as full:
+        patched.setattr(sys, "stdout", full)
+        assert cli.main(arguments) == 1
+    assert capsys.readouterr().err == "zolab: standard output: No space left on device\n"
+
+
+def test_a_device_that_is_full_elsewhere_is_no_matter_of_the_output(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def write(_: list[str]) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setitem(cli.VERBS, "status", (write, ""))
+    with pytest.raises(OSError, match="No space"):
+        cli.main(["status"])

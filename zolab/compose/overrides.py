@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import io
 import re
 import sys
+import traceback
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -96,12 +98,22 @@ def told() -> Iterator[None]:
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         raise UserError(explain(error)) from error
     except UnicodeDecodeError as error:
-        raise UserError(f"a YAML file of the config is not UTF-8 text ({error})") from error
+        raise UserError(f"{_file_read(error)} is not UTF-8 text ({error})") from error
     except ValueError as error:
         # Hydra's word for a group set to null or a number, here from the `grid` of an experiment
         if not str(error).startswith("Config group override must be"):
             raise
         raise UserError(f"a config group takes the name of a choice ({error})") from error
+
+
+def _file_read(error: UnicodeDecodeError) -> str:
+    """The file that was being read: Hydra does not say which."""
+    name = "a YAML file of the config"
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        for value in frame.f_locals.values():
+            if isinstance(value, io.TextIOWrapper) and value.mode == "r":
+                name = str(value.name)
+    return name
 
 
 def explain(error: Exception) -> str:
@@ -170,6 +182,8 @@ def register_profiles(folder: Path) -> list[str]:
             node = yaml.safe_load(file.read_text())
         except yaml.YAMLError as error:
             raise UserError(f"launcher profile {file}: {explain(error)}") from None
+        except UnicodeDecodeError as error:
+            raise UserError(f"launcher profile {file}: not UTF-8 text ({error})") from None
         if not isinstance(node, dict):
             raise UserError(f"launcher profile {file}: expected a mapping of keys to values")
         ConfigStore.instance().store(name=file.stem, node=node, group="launcher", provider="zolab")

@@ -53,6 +53,11 @@ def doctor(arguments: Sequence[str]) -> int:
         f"{cell['optimizer'].get('name', '')} with {cell['model']['name']} on "
         f"{cell['task']['name']}, run id {compose.run_id(cell)}"
     )
+    if composed["grid"]:
+        report.say(
+            "grid: this is the cell that its values are set on, and the only one looked at; "
+            "`zolab plan` lists the cells, and their KEY=VALUE given here choose one"
+        )
     try:
         examine(cell, report)
     except UserError as error:

@@ -14,7 +14,7 @@ from zolab.optim.native.pack import address
 
 def takes_thin(rank: int) -> bool:
     """Whether there is `Thin` for a rank here, and a CPU it is made for."""
-    return native.available() and 0 < rank <= native._library().thin_rank
+    return native.available() and 0 < rank <= native.loaded().thin_rank
 
 
 class Thin:
@@ -71,7 +71,7 @@ class Thin:
         """Whether `aim` takes these, by the kernels that are loaded now."""
         sizes = (len(left), len(right), left.shape[1], len(scales))
         mine = (self.m, self.n, self.rank, self.parts)
-        return sizes == mine and self.on is native._library()
+        return sizes == mine and self.on is native.loaded()
 
     def rest(self) -> None:
         """Let go of the factors until `aim` brings others."""

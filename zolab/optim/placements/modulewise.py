@@ -102,7 +102,8 @@ class ModuleWise(Pieces):
         }
         try:
             for name, module, own in self.owners:
-                module.forward = self._wrap(name, module, own, module.forward)
+                # Not by the module's own way to set attributes, which looks at all it has.
+                module.__dict__["forward"] = self._wrap(name, module, own, module.forward)
             if poison is not False:
                 for info in self.engine.infos:
                     self.place(info, info.data)
@@ -114,7 +115,7 @@ class ModuleWise(Pieces):
         finally:
             hook.remove()
             for _, module, _ in self.owners:
-                del module.forward
+                module.__dict__.pop("forward", None)
                 if id(module) in self._own_forward:
                     module.forward = self._own_forward[id(module)]
             self._poison = False

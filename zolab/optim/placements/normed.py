@@ -52,7 +52,7 @@ class HalvesNorm:
         if None in pairs or not takes_norm(*pairs[0], *pairs[1]):
             return False
         norm = self.__dict__.get("norm")
-        if norm is not None and norm.n == len(pairs[0][0]) and norm.on is native._library():
+        if norm is not None and norm.n == len(pairs[0][0]) and norm.on is native.loaded():
             norm.aim(*pairs)
         else:
             self.norm = Norm(*pairs, self.module.eps)

@@ -126,13 +126,21 @@ def test_a_late_step_has_the_bits_of_one_that_is_read(
         assert torch.equal(ours.signbit(), plain.signbit())
 
 
-@pytest.mark.parametrize("placement", [InPlace, Paired, PerLayer])
-def test_nothing_within_a_step_looks_at_a_number(placement, monkeypatch) -> None:
+@pytest.mark.parametrize(
+    ("family", "placement"),
+    [
+        *(("opt", InPlace), ("opt", Paired), ("opt", PerLayer)),
+        *(("llama", InPlace), ("qwen2", InPlace), ("gpt2", Paired), ("gpt_neox", InPlace)),
+    ],
+)
+def test_nothing_within_a_step_looks_at_a_number(family, placement, monkeypatch) -> None:
     """Tensors without data, which refuse whoever asks what is in them."""
     monkeypatch.setattr(pieces, "is_here", lambda tensor: False)
+    # Shown tensors without data, transformers would leave out what it asks of others.
+    monkeypatch.setattr("transformers.masking_utils.is_tracing", lambda *_: False)
     monkeypatch.setattr(ZeroOrder, "_check_numbers", lambda self: None)  # once, at the start
     with FakeTensorMode(allow_non_fake_inputs=True):
-        model = model_of("opt")
+        model = model_of(family)
         scorer = CausalScorer(model, pad_id=1)
         optimizer = make(model, placement=placement(), weight_decay=0.1)
         for _ in range(2):

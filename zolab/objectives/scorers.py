@@ -18,6 +18,7 @@ from zolab.errors import UserError
 from zolab.objectives.batch import Batch, collate
 from zolab.objectives.encode import Encoded, rows_of
 from zolab.objectives.kept import KeptStates
+from zolab.objectives.one_sequence import one_sequence
 from zolab.objectives.shared import SharedPrompts
 
 
@@ -175,7 +176,7 @@ class Scorer:
             self.device.type, self.autocast, self.autocast is not None, cache_enabled=False
         )
         try:
-            with cast:
+            with cast, one_sequence():
                 return self.model(**inputs)
         finally:
             self._select = None

@@ -101,8 +101,9 @@ def test_a_pair_by_sweeps_is_the_pair(kind, monkeypatch) -> None:
         optimizer.direction, "sweep", lambda *args: swept.append(args[1]) or sweep(*args)
     )
     for info in matrices:
-        found = at_once.pair(optimizer.engine, info, info.data, 9, 1e-2)
-        expected = optimizer.engine.pair(info, info.data, 9, 1e-2)
+        mask = optimizer.engine.choice_of(info, info.data)
+        found = at_once.pair(optimizer.engine, info, info.data, 9, 1e-2, mask)
+        expected = optimizer.engine.pair_rows(info, info.data, 9, 1e-2, mask, 0)
         assert not torch.equal(found[0], found[1])
         for one, other in zip(found, expected, strict=True):
             assert_same_bits(one, other)

@@ -313,7 +313,7 @@ class Engine:
     def pairs(
         self, infos: Sequence[ParamInfo], weights: Sequence[Tensor], seed: int, eps: Sequence[float]
     ) -> dict[int, tuple[Tensor, Tensor]]:
-        """`pair` of several small parameters at once, by id; without those that a mask is on.
+        """`pair_rows` of several small parameters at once, by id; without those that a mask is on.
 
         Args:
             infos: which parameters, `is_native`.
@@ -361,10 +361,6 @@ class Engine:
         mask = self.mask_of(info, weight)
         return z if mask is True else z * mask
 
-    def pair(self, info: ParamInfo, weight: Tensor, seed: int, eps: float) -> tuple[Tensor, Tensor]:
-        """W + eps z and W - eps z of one parameter, from its clean weights."""
-        return self.pair_rows(info, weight, seed, eps, self.choice_of(info, weight), 0)
-
     def pair_rows(
         self,
         info: ParamInfo,
@@ -374,7 +370,17 @@ class Engine:
         mask: Tensor | Places | Limit | bool,
         offset: int,
     ) -> tuple[Tensor, Tensor]:
-        """The same for a block of its rows that begins at element `offset`; mask of the block."""
+        """W + eps z and W - eps z of one parameter, from its clean weights, or of a block of its
+        rows that begins at element `offset`.
+
+        Args:
+            info: which parameter.
+            rows: its clean weights.
+            seed: direction.
+            eps: perturbation scale.
+            mask: of the block, as `choice_of` gives it.
+            offset: see above.
+        """
         if mask is False:
             return rows, rows
         chosen = None if mask is True else mask

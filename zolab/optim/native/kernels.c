@@ -11,6 +11,7 @@
 #include <stddef.h>
 
 #include "bits.h"
+#include "few.h"
 #include "jobs.h"
 #include "masks.h"
 #include "noise.h"
@@ -23,7 +24,7 @@
 #include "terms.h"
 #include "thin.h"
 
-#define ABI 11
+#define ABI 12
 
 /* The entry points. Pointers are to element `offset` of the parameter, kept directions as well.
  * Those that take a range are what lots run. */
@@ -230,6 +231,16 @@ void zo_pair(const void *asked, int64_t begin, int64_t end) {
             store16(dtype, (uint16_t *)minus + at, down, n);
         }
     }
+}
+
+/* Perturb a few places of a weight; it is told what they were. */
+void zo_few(void *asked, int64_t begin, int64_t end) {
+    few_of(asked, begin, end);
+}
+
+/* Values into a few places of a weight. */
+void zo_put(const void *asked, int64_t begin, int64_t end) {
+    put(asked, begin, end);
 }
 
 int32_t zo_max_rank(void) {

@@ -55,16 +55,18 @@ static const uint16_t *places_of(const Mask *mask, uint16_t *spare, Tile tile, i
 }
 
 #ifdef __AVX512BW__
-/* Which of 64 weights are within the limit. */
+/* Which of 16 weights are within the limit. */
+static inline __mmask16 within16(__m512 w, const Mask *mask) {
+    const __m512 edge = _mm512_set1_ps((float)mask->threshold), size = _mm512_abs_ps(w);
+    const __m512 small = mask->limit == BELOW ? size : edge;
+    return _mm512_cmp_ps_mask(small, mask->limit == BELOW ? edge : size, _CMP_LE_OQ);
+}
+
+/* Of 64. */
 static inline uint64_t within(const float *w, const Mask *mask) {
-    const __m512 edge = _mm512_set1_ps((float)mask->threshold);
     uint64_t set = 0;
-    for (int j = 0; j < 4; j++) {
-        const __m512 size = _mm512_abs_ps(_mm512_loadu_ps(w + 16 * j));
-        const __m512 small = mask->limit == BELOW ? size : edge;
-        const __m512 large = mask->limit == BELOW ? edge : size;
-        set |= (uint64_t)_mm512_cmp_ps_mask(small, large, _CMP_LE_OQ) << (16 * j);
-    }
+    for (int j = 0; j < 64; j += 16)
+        set |= (uint64_t)within16(_mm512_loadu_ps(w + j), mask) << j;
     return set;
 }
 #endif

@@ -8,7 +8,7 @@ from __future__ import annotations
 import ctypes
 import sys
 
-_ABI = 11
+_ABI = 12
 _ELEMENTS = 4099  # two tiles and a tail
 _HOW = ((1, 0, 0), (1, 1, 0), (0, 0, 1))  # steps divide, by a root, or take a sign
 # Philox4x32-10, key 0, counter 0: from the known-answer file of the authors' Random123 library.
@@ -134,6 +134,38 @@ class Pair(ctypes.Structure):
     )
 
 
+class Few(ctypes.Structure):
+    """`Few` of few.h."""
+
+    _fields_ = (
+        ("kind", ctypes.c_int32),
+        ("dtype", ctypes.c_int32),
+        ("pid", ctypes.c_uint32),
+        ("weight", ctypes.c_void_p),
+        ("mask", ctypes.POINTER(Mask)),
+        ("offset", ctypes.c_uint64),
+        ("seed", ctypes.c_uint64),
+        ("eps", ctypes.c_double),
+        ("was", ctypes.c_void_p),
+        ("now", ctypes.c_void_p),
+        ("then", ctypes.c_void_p),
+        ("table", ctypes.c_void_p),
+        ("begun", ctypes.c_int32),
+    )
+
+
+class Put(ctypes.Structure):
+    """`Put` of few.h."""
+
+    _fields_ = (
+        ("dtype", ctypes.c_int32),
+        ("weight", ctypes.c_void_p),
+        ("mask", ctypes.POINTER(Mask)),
+        ("offset", ctypes.c_uint64),
+        ("values", ctypes.c_void_p),
+    )
+
+
 class Left(ctypes.Structure):
     """`Left` of product.h."""
 
@@ -234,6 +266,8 @@ JOBS = {
     "zo_rows": Rows,
     "zo_sweep": Sweep,
     "zo_pair": Pair,
+    "zo_few": Few,
+    "zo_put": Put,
     "zo_product": Product,
     "zo_sweep_product": SweepProduct,
     "zo_thin": Thin,
@@ -304,7 +338,10 @@ def main(path: str) -> int:
     lots.append(_lot(lib, Thin(w, p, f, f, f, 50, 37, 5, 3, 1, 2.0, (0.5, 0.5)), 5))
     lots.append(_lot(lib, Norm(w, p, (f, f), (f, f), 37, 4, 1e-5), 4))
     lots.append(_lot(lib, Turn(w, f, 37, 3), 37))
+    few = ctypes.pointer(Mask(at(places), at(starts), 3, 0, 0.0, 0))
     for dtype in range(4):
+        lots.append(_lot(lib, Few(2, dtype, 2, w, few, 5, 1, 0.1, p, m, f, levels, 0), _ELEMENTS))
+        lots.append(_lot(lib, Put(dtype, w, few, 5, p), _ELEMENTS))
         lots.append(_lot(lib, SweepProduct(dtype, 2, 3, 2, w, 50, terms, lefts, factors), 11))
     for kind in range(3):
         fill = Fill(kind, 2, 0, w, 5, 1, levels)

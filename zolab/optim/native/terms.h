@@ -2,6 +2,7 @@
 #ifndef ZOLAB_TERMS_H
 #define ZOLAB_TERMS_H
 
+#include "few.h"
 #include "masks.h"
 #include "noise.h"
 #include "source.h"
@@ -274,32 +275,12 @@ static void pair_few(
     int dtype, const void *weight, void *plus, void *minus, Tile tile, const uint16_t *at, int n,
     const float *z, double eps
 ) {
-    const float scale = (float)eps;
-    if (dtype == FLOAT64) {
-        const double *w = (const double *)weight + tile.at;
-        double *p = (double *)plus + tile.at, *m = (double *)minus + tile.at;
-        for (int i = 0; i < n; i++) {
-            p[at[i]] = w[at[i]] + (double)z[i] * eps;
-            m[at[i]] = w[at[i]] - (double)z[i] * eps;
-        }
-    } else if (dtype == FLOAT32) {
-        const float *w = (const float *)weight + tile.at;
-        float *p = (float *)plus + tile.at, *m = (float *)minus + tile.at;
-        for (int i = 0; i < n; i++) {
-            const float step = z[i] * scale;
-            p[at[i]] = w[at[i]] + step;
-            m[at[i]] = w[at[i]] - step;
-        }
-    } else {
-        const uint16_t *w = (const uint16_t *)weight + tile.at;
-        uint16_t *p = (uint16_t *)plus + tile.at, *m = (uint16_t *)minus + tile.at;
-        for (int i = 0; i < n; i++) {
-            const float step = z[i] * scale;
-            const uint16_t old = w[at[i]];
-            const float wide = dtype == BFLOAT16 ? from_bf16(old) : from_fp16(old);
-            p[at[i]] = dtype == BFLOAT16 ? to_bf16(wide + step) : to_fp16(wide + step);
-            m[at[i]] = dtype == BFLOAT16 ? to_bf16(wide - step) : to_fp16(wide - step);
-        }
+    double was[FEW], up[FEW], down[FEW]; /* of any dtype */
+    for (int done = 0; done < n; done += FEW) {
+        const int some = n - done < FEW ? n - done : FEW;
+        few_values(dtype, weight, tile, at + done, some, z + done, eps, was, up, down);
+        few_put(dtype, plus, tile, at + done, some, up);
+        few_put(dtype, minus, tile, at + done, some, down);
     }
 }
 

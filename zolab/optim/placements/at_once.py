@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from zolab.optim.backend import Term
+from zolab.optim.backend import Limit, Term
+from zolab.optim.bits import Places
 from zolab.optim.engine import Engine, Update, half_precision
 from zolab.optim.masks import Dense
 from zolab.optim.parameters import ParamInfo
@@ -43,17 +44,23 @@ def applied_at_once(engine: Engine, rule: Rule, update: Update) -> bool:
 
 
 def pair(
-    engine: Engine, info: ParamInfo, weight: Tensor, seed: int, eps: float
+    engine: Engine,
+    info: ParamInfo,
+    weight: Tensor,
+    seed: int,
+    eps: float,
+    mask: Tensor | Places | Limit | bool,
 ) -> tuple[Tensor, Tensor]:
-    """`Engine.pair`, by two sweeps where the direction has some of its own: the same bits.
+    """Both perturbed copies of a parameter, by two sweeps where the direction has some of its own:
+    the same bits.
 
     Args:
-        engine, info, weight, seed, eps: as for `Engine.pair`.
+        engine, info, weight, seed, eps, mask: as for `Engine.pair_rows`, of all its rows.
     """
     source = engine.source
     own = weight.dtype is torch.float32 and source.sweeps(info)
-    if not own or engine.choice_of(info, weight) is not True:
-        return engine.pair(info, weight, seed, eps)
+    if not own or mask is not True:
+        return engine.pair_rows(info, weight, seed, eps, mask, 0)
     begin = time.perf_counter()
     both = weight.clone(), weight.clone()
     for copy, by in zip(both, (eps, -eps), strict=True):

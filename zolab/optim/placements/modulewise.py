@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from zolab.optim.backend import Limit
+from zolab.optim.bits import Places
 from zolab.optim.engine import Engine
 from zolab.optim.late import number
 from zolab.optim.memory import pair_bytes, spread_bytes
@@ -26,6 +28,7 @@ from zolab.optim.placements.pieces import CHUNK_ELEMENTS, Pieces
 from zolab.optim.placements.ready import Ready, ready_bytes
 from zolab.optim.placements.relus import Relus
 from zolab.optim.placements.rows import half_rows, is_plain, join, tensors
+from zolab.optim.placements.signed import Copies, Patches, Signed
 
 
 class RowsError(RuntimeError):
@@ -61,6 +64,7 @@ class ModuleWise(Pieces):
         #: Whether the weights are at hand before the modules that own them are called.
         self.prepares = True
         self._ready = Ready()
+        self._patches = Patches(engine)
         self._relus = Relus(model)
         self._adapters = Adapters(self)
 
@@ -260,21 +264,38 @@ class ModuleWise(Pieces):
         """One sign in force; a parameter that an outer owner has already perturbed stays so."""
         todo = self._todo(own)
         outside = [info.param.data for info in todo]
-        copies = [self._pair(info)[0 if sign > 0 else 1] for info in todo]
+        perturbed = [self._signed(info) for info in todo]
         try:
-            for info, copy in zip(todo, copies, strict=True):
-                info.param.data = copy
+            for info, one in zip(todo, perturbed, strict=True):
+                info.param.data = one.of(sign)
                 self._active.add(info.pid)
             yield
         finally:
-            for info, data in zip(todo, outside, strict=True):
+            for info, one, data in zip(todo, perturbed, outside, strict=True):
+                one.rest()
                 info.param.data = data
                 self._active.discard(info.pid)
 
     def _pair(self, info: ParamInfo) -> tuple[Tensor, Tensor]:
         if info.pid in self._ready.pairs:
             return self._ready.pairs[info.pid]
-        return pair(self.engine, info, self._clean[info.pid], self.seed, self.eps[info.group])
+        weight = self._clean[info.pid]
+        mask = self.engine.choice_of(info, weight)
+        return pair(self.engine, info, weight, self.seed, self.eps[info.group], mask)
+
+    def _signed(self, info: ParamInfo) -> Signed:
+        if info.pid in self._ready.pairs:
+            return Copies(self._ready.pairs[info.pid])
+        weight = self._clean[info.pid]
+        mask = self.engine.choice_of(info, weight)
+        told = info, weight, self.seed, self.eps[info.group], mask
+        patches = self._patched(mask)
+        return patches.of(*told) if patches else Copies(pair(self.engine, *told))
+
+    def _patched(self, mask: Tensor | Places | Limit | bool) -> Patches | None:
+        """Where weights under a mask are perturbed in their own memory. Those that come just in
+        time may be on their way elsewhere while a module computes."""
+        return self._patches if self.prepares and isinstance(mask, Places) else None
 
     def _both(
         self,
@@ -296,21 +317,22 @@ class ModuleWise(Pieces):
         if out is not None:
             return out
         saved = [info.param.data for info in own]
-        pairs = [self._pair(info) for info in own]
+        perturbed = [self._signed(info) for info in own]
         outs = []
         try:
             self._active.update(info.pid for info in own)
             for half, sign in ((0, 1.0), (1, -1.0)):
                 self._sign = sign
-                for info, both in zip(own, pairs, strict=True):
-                    info.param.data = both[half]
+                for info, one in zip(own, perturbed, strict=True):
+                    info.param.data = one.of(sign)
                 outs.append(forward(*half_rows(args, half), **half_rows(kwargs, half)))
         finally:
             self._sign = None
             self._active.difference_update(info.pid for info in own)
-            for info, data in zip(own, saved, strict=True):
+            for info, one, data in zip(own, perturbed, saved, strict=True):
+                one.rest()
                 info.param.data = data
-        del pairs, both  # scratch: the joined output must not come on top of it
+        del perturbed, one  # scratch: the joined output must not come on top of it
         return join(outs[0], outs[1], self._batch() if sizes <= {1} else None)
 
     def leading_rows(self) -> int:

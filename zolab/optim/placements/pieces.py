@@ -9,11 +9,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zolab.optim.backend import Limit
-from zolab.optim.bits import mask_rows
+from zolab.optim.bits import Places, mask_rows
 from zolab.optim.engine import Engine
 from zolab.optim.linear import multiplier
 from zolab.optim.parameters import ParamInfo
 from zolab.optim.placements.rows import is_plain, join_rows
+from zolab.optim.placements.signed import Copies, Patches
 from zolab.optim.sent import is_here
 
 #: Rows of a big weight perturbed and multiplied at once: scratch stays at a few MB.
@@ -31,6 +32,9 @@ class Pieces:
     _own_forward: dict[int, Callable]
 
     def _pair(self, info: ParamInfo) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError
+
+    def _patched(self, mask: Tensor | Places | Limit | bool) -> Patches | None:
         raise NotImplementedError
 
     def _batch(self) -> int | None:
@@ -131,15 +135,19 @@ class Pieces:
         info: ParamInfo,
         x: Tensor,
         rows: Tensor,
-        mask: Tensor | Limit | bool,
+        mask: Tensor | Places | Limit | bool,
         offset: int,
         signs: tuple[float, ...],
     ) -> list[Tensor]:
         """Each part of x times the same rows, perturbed; a function, so that scratch ends here."""
-        eps = self.eps[info.group]
-        both = self.engine.pair_rows(info, rows, self.seed, eps, mask, offset)
+        told = info, rows, self.seed, self.eps[info.group], mask, offset
+        patches = self._patched(mask)
+        one = patches.of(*told) if patches else Copies(self.engine.pair_rows(*told))
         parts = zip(x.chunk(len(signs)), signs, strict=True)
-        return [multiplier(module)(part, both[0 if sign > 0 else 1]) for part, sign in parts]
+        try:
+            return [multiplier(module)(part, one.of(sign)) for part, sign in parts]
+        finally:
+            one.rest()
 
     def _biases(
         self, module: nn.Linear, by_param: dict[int, ParamInfo]

@@ -1,0 +1,82 @@
+"""A weight few of whose elements move, perturbed in its own memory and put back bit by bit."""
+
+from __future__ import annotations
+
+from ctypes import Array, pointer
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from zolab.optim import native
+from zolab.optim.native.jobs import TILE, settle
+from zolab.optim.native.pack import DTYPES, MASK64, address
+from zolab.optim.native.probe import Few, Lot, Put
+
+if TYPE_CHECKING:
+    from zolab.optim.bits import Places
+
+
+class Patch:
+    """W + eps z or W - eps z where W is; told to C once, used for ever new directions.
+
+    From `begin` on, whatever happens, `rest` gives the weight every bit that it had.
+
+    Args:
+        kind, pid, offset: as for `native.sweep`.
+        weight: as for `native.sweep`; not held: whoever uses this knows that it is where it was.
+        mask: places of the whole parameter; nothing else is touched, and it is not held either.
+
+    Raises:
+        ValueError: a tensor is something else.
+        RuntimeError: the kernels are not available.
+    """
+
+    def __init__(self, kind: str, weight: Tensor, pid: int, mask: Places, offset: int = 0) -> None:
+        self.on = on = native._library()
+        size, code = weight.numel(), DTYPES[weight.dtype]
+        at, places = address("weight", weight), pointer(native._mask(mask, weight, None, 0, offset))
+        self._size, self._dtype = size, weight.dtype
+        last = -(-(offset + size) // TILE)
+        self._count = int(mask.starts[last]) - int(mask.starts[offset // TILE])
+        self._few = Few(native._KINDS[kind], code, pid, at, places, offset, table=on.levels)
+        self._put = Put(code, at, places, offset, None)
+        self._lots = [
+            (Lot * 1)(on.lot(name, asked, size))
+            for name, asked in (("zo_few", self._few), ("zo_put", self._put))
+        ]
+        self._values: Tensor | None = None
+        self._at: tuple[int, int, int] = (0, 0, 0)
+
+    def begin(self, seed: int, eps: float) -> None:
+        """The weight is W + eps z.
+
+        Args:
+            seed: 64-bit seed of the direction.
+            eps: perturbation scale; less than 0 for the other sign.
+        """
+        self._values = values = torch.empty(3, self._count, dtype=self._dtype)
+        first, step = values.data_ptr(), self._count * values.element_size()
+        few = self._few
+        few.was, few.now, few.then = first, first + step, first + 2 * step
+        few.seed, few.eps = seed & MASK64, eps
+        settle()
+        self._run(self._lots[0], self._size)
+
+    def turn(self) -> None:
+        """It is W - eps z."""
+        self._exchange(self._few.then)
+
+    def rest(self) -> None:
+        """It is W again, if it was something else."""
+        if self._few.begun:
+            self._exchange(self._few.was)
+            self._few.begun, self._values = 0, None
+
+    def _exchange(self, values: int) -> None:
+        self._put.values = values
+        # By the places: waking a thread up takes longer than a few of them.
+        self._run(self._lots[1], self._count)
+
+    def _run(self, lots: Array[Lot], elements: int) -> None:
+        self.on.run_packed(lots, 1, elements)

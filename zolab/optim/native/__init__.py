@@ -204,13 +204,10 @@ def pair(
         ValueError: a tensor is something else.
         RuntimeError: the kernels are not available.
     """
-    from zolab.optim.backend import Limit
-
     on = _library()
     size = weight.numel()
     at = address("weight", weight)
-    limit = mask if isinstance(mask, Limit) else None
-    chosen = pointer(_mask(None if limit else mask, weight, limit, offset=offset))
+    chosen = pointer(_pair_mask(mask, weight, offset))
     plus = address("out_plus", out_plus, weight.dtype, size)
     minus = address("out_minus", out_minus, weight.dtype, size)
     if size and len({at, plus, minus}) < 3:
@@ -225,6 +222,14 @@ def _library() -> Library:
     if not available() or _loaded is None:
         raise RuntimeError(f"native kernels are not available: {_failure or 'ZOLAB_NATIVE=0'}")
     return _loaded
+
+
+def _pair_mask(mask: Tensor | Places | Limit | None, weight: Tensor, offset: int) -> probe.Mask:
+    """The mask of a pair as C takes it."""
+    from zolab.optim.backend import Limit
+
+    limit = mask if isinstance(mask, Limit) else None
+    return _mask(None if limit else mask, weight, limit, offset=offset)
 
 
 def _mask(

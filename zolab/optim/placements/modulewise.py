@@ -14,8 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zolab.optim.backend import Limit
-from zolab.optim.bits import Places
 from zolab.optim.engine import Engine
 from zolab.optim.late import number
 from zolab.optim.memory import pair_bytes, spread_bytes
@@ -28,7 +26,7 @@ from zolab.optim.placements.pieces import CHUNK_ELEMENTS, Pieces
 from zolab.optim.placements.ready import Ready, ready_bytes
 from zolab.optim.placements.relus import Relus
 from zolab.optim.placements.rows import half_rows, is_plain, join, tensors
-from zolab.optim.placements.signed import Copies, Patches, Signed
+from zolab.optim.placements.signed import Copies, Signed, Told
 
 
 class RowsError(RuntimeError):
@@ -64,7 +62,7 @@ class ModuleWise(Pieces):
         #: Whether the weights are at hand before the modules that own them are called.
         self.prepares = True
         self._ready = Ready()
-        self._patches = Patches(engine)
+        self._told = Told(engine)
         self._relus = Relus(model)
         self._adapters = Adapters(self)
 
@@ -289,13 +287,9 @@ class ModuleWise(Pieces):
         weight = self._clean[info.pid]
         mask = self.engine.choice_of(info, weight)
         told = info, weight, self.seed, self.eps[info.group], mask
-        patches = self._patched(mask)
-        return patches.of(*told) if patches else Copies(pair(self.engine, *told))
-
-    def _patched(self, mask: Tensor | Places | Limit | bool) -> Patches | None:
-        """Where weights under a mask are perturbed in their own memory. Those that come just in
-        time may be on their way elsewhere while a module computes."""
-        return self._patches if self.prepares and isinstance(mask, Places) else None
+        # Weights that come just in time may be on their way elsewhere while a module computes.
+        one = self._told.of(*told, 0, here=self.prepares)
+        return Copies(pair(self.engine, *told)) if one is None else one
 
     def _both(
         self,

@@ -14,7 +14,7 @@ from zolab.optim.engine import Engine
 from zolab.optim.linear import multiplier
 from zolab.optim.parameters import ParamInfo
 from zolab.optim.placements.rows import is_plain, join_rows
-from zolab.optim.placements.signed import Copies, Patches
+from zolab.optim.placements.signed import Copies, Told
 from zolab.optim.sent import is_here
 
 #: Rows of a big weight perturbed and multiplied at once: scratch stays at a few MB.
@@ -30,11 +30,10 @@ class Pieces:
     _clean: dict[int, Tensor]
     _active: set[int]
     _own_forward: dict[int, Callable]
+    prepares: bool
+    _told: Told
 
     def _pair(self, info: ParamInfo) -> tuple[Tensor, Tensor]:
-        raise NotImplementedError
-
-    def _patched(self, mask: Tensor | Places | Limit | bool) -> Patches | None:
         raise NotImplementedError
 
     def _batch(self) -> int | None:
@@ -141,8 +140,7 @@ class Pieces:
     ) -> list[Tensor]:
         """Each part of x times the same rows, perturbed; a function, so that scratch ends here."""
         told = info, rows, self.seed, self.eps[info.group], mask, offset
-        patches = self._patched(mask)
-        one = patches.of(*told) if patches else Copies(self.engine.pair_rows(*told))
+        one = self._told.of(*told, here=self.prepares) or Copies(self.engine.pair_rows(*told))
         parts = zip(x.chunk(len(signs)), signs, strict=True)
         try:
             return [multiplier(module)(part, one.of(sign)) for part, sign in parts]

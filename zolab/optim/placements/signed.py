@@ -7,10 +7,13 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from zolab.optim import native
+from zolab.optim import fast, native
+from zolab.optim.backend import Limit
 from zolab.optim.bits import Places
+from zolab.optim.clock import Clock
+from zolab.optim.directions import Kept
 from zolab.optim.engine import Engine
-from zolab.optim.native.few import Patch
+from zolab.optim.native.perturb import Both, Patch
 from zolab.optim.parameters import ParamInfo
 
 
@@ -41,21 +44,13 @@ class Copies:
         pass
 
 
-class Patched:
+class _Patched:
     """The weights' own memory, where so few of them move that nearly all of a copy would be what it
     was copied from: those few are exchanged before each product, and put back bit by bit after the
-    last. Takes three values for each that moves, and no copies.
+    last. Takes three values for each that moves, and no copies."""
 
-    Args:
-        engine: noise.
-        patch: of these weights.
-        rows: the clean weights.
-        seed: direction.
-        eps: perturbation scale.
-    """
-
-    def __init__(self, engine: Engine, patch: Patch, rows: Tensor, seed: int, eps: float) -> None:
-        self._clock, self._patch, self._rows = engine.clock, patch, rows
+    def __init__(self, clock: Clock, patch: Patch, rows: Tensor, seed: int, eps: float) -> None:
+        self._clock, self._patch, self._rows = clock, patch, rows
         self._seed, self._eps, self._sign = seed, eps, 0.0
 
     def of(self, sign: float) -> Tensor:
@@ -74,8 +69,8 @@ class Patched:
         self._clock.perturb += time.perf_counter() - begin
 
 
-class Patches:
-    """What the kernels were told of weights few of which move, as long as it is the case.
+class Told:
+    """What the native kernels were told of each weight, as long as it is the case.
 
     Args:
         engine: noise.
@@ -83,26 +78,53 @@ class Patches:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
-        self._told: dict[tuple[int, int], tuple[Any, ...]] = {}
+        self._told: dict[tuple[int, int], tuple[tuple[Any, ...], Any, Both | Patch | None]] = {}
 
     def of(
-        self, info: ParamInfo, rows: Tensor, seed: int, eps: float, mask: Places, offset: int = 0
-    ) -> Patched:
-        """A parameter, or some rows of it.
+        self,
+        info: ParamInfo,
+        rows: Tensor,
+        seed: int,
+        eps: float,
+        mask: Tensor | Places | Limit | bool,
+        offset: int,
+        *,
+        here: bool,
+    ) -> Signed | None:
+        """A parameter, or some rows of it; None where these are not for the kernels alone.
 
         Args:
-            info: which parameter.
-            rows: its clean weights, or some rows of them; contiguous, as the native kernels take
-                them.
-            seed: direction.
-            eps: perturbation scale.
-            mask: what moves of the whole parameter.
-            offset: index of the first element of `rows` within the parameter.
+            info, rows, seed, eps, mask, offset: as for `Engine.pair_rows`.
+            here: whether the rows stay in their memory, and nobody else looks at it, while a
+                module computes.
         """
-        kind = self.engine.source.kind_of(info.pid)
-        facts = (native.loaded(), mask, kind, rows.data_ptr(), rows.numel(), rows.dtype)
+        if mask is False:
+            return Copies((rows, rows))
+        begin, source = time.perf_counter(), self.engine.source
+        kind = source.kind_of(info.pid)
+        apart = isinstance(mask, bool | Limit)
+        facts = (
+            native.loaded(),
+            kind,
+            mask if apart else id(mask),
+            rows.data_ptr(),
+            rows.shape,
+            rows.dtype,
+            rows.is_contiguous(),
+            here,
+        )
         found = self._told.get((info.pid, offset))
-        if found is None or found[0][1] is not mask or found[0] != facts:
-            found = facts, Patch(kind, rows, info.pid, mask, offset)
-            self._told[info.pid, offset] = found
-        return Patched(self.engine, found[1], rows, seed, eps)
+        if found is None or found[0] != facts:
+            maker = None
+            if not isinstance(source, Kept) and fast.name(kind, rows) == native.NAME:
+                patched = here and isinstance(mask, Places)
+                chosen = None if mask is True else mask
+                maker = (Patch if patched else Both)(kind, rows, info.pid, chosen, offset)
+            # with the mask, so that its id is nobody else's
+            found = self._told[info.pid, offset] = facts, mask, maker
+        maker = found[2]
+        if isinstance(maker, Patch):
+            return _Patched(self.engine.clock, maker, rows, seed, eps)
+        out = maker and Copies(maker.make(seed, eps))
+        self.engine.clock.perturb += time.perf_counter() - begin
+        return out

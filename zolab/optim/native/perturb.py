@@ -1,4 +1,5 @@
-"""A weight few of whose elements move, perturbed in its own memory and put back bit by bit."""
+"""One weight perturbed by ever new directions: told to C once, since Python between two products
+runs from cold caches."""
 
 from __future__ import annotations
 
@@ -11,14 +12,59 @@ from torch import Tensor
 from zolab.optim import native
 from zolab.optim.native.jobs import TILE, settle
 from zolab.optim.native.pack import DTYPES, MASK64, address
-from zolab.optim.native.probe import Few, Lot, Put
+from zolab.optim.native.probe import Few, Lot, Pair, Put
 
 if TYPE_CHECKING:
+    from zolab.optim.backend import Limit
     from zolab.optim.bits import Places
 
 
+class Both:
+    """W + eps z and W - eps z beside W.
+
+    Args:
+        kind, pid, mask, offset: as for `native.pair`.
+        weight: as for `native.pair`; not held, nor is the mask: whoever uses this knows that they
+            are where they were.
+
+    Raises:
+        ValueError: a tensor is something else.
+        RuntimeError: the kernels are not available.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        weight: Tensor,
+        pid: int,
+        mask: Tensor | Places | Limit | None,
+        offset: int = 0,
+    ) -> None:
+        self.on = on = native._library()
+        self._size, self._shape, self._dtype = weight.numel(), weight.shape, weight.dtype
+        code, at = (native._KINDS[kind], DTYPES[weight.dtype]), address("weight", weight)
+        chosen = pointer(native._pair_mask(mask, weight, offset))
+        self._pair = Pair(*code, pid, at, chosen, offset, table=on.levels)
+        self._lots = (Lot * 1)(on.lot("zo_pair", self._pair, self._size))
+
+    def make(self, seed: int, eps: float) -> tuple[Tensor, Tensor]:
+        """Both, in new memory, of the shape and dtype of the weight.
+
+        Args:
+            seed: 64-bit seed of the direction.
+            eps: perturbation scale.
+        """
+        plus, minus = (torch.empty(self._shape, dtype=self._dtype) for _ in range(2))
+        told = self._pair
+        told.plus, told.minus = plus.data_ptr(), minus.data_ptr()
+        told.seed, told.eps = seed & MASK64, eps
+        settle()
+        self.on.run_packed(self._lots, 1, self._size)
+        return plus, minus
+
+
 class Patch:
-    """W + eps z or W - eps z where W is; told to C once, used for ever new directions.
+    """W + eps z or W - eps z where W is, if few of its elements move.
 
     From `begin` on, whatever happens, `rest` gives the weight every bit that it had.
 

@@ -172,7 +172,10 @@ class Engine:
         held = self._held.get(info.pid)
         if held is None:
             limit = self.mask.limit(info)
-            return self.mask_of(info, weight) if limit is None else limit
+            now = self.mask_of(info, weight) if limit is None else limit
+            held = self._held.get(info.pid)  # that of a run is held from now on
+            if held is None:
+                return now
         where = info.data if weight is None else weight
         bits = isinstance(held, Tensor) and held.dtype == torch.uint8
         in_parts = (bits and where.shape[-1] % 8 == 0) or isinstance(held, Places)

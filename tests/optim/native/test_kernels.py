@@ -237,11 +237,12 @@ class TestMasksDecidedOnTheWay:
                 expected = backend.pair(weight, PID, SEED, 1e-3, plain, mask)
             for found, want in zip(both, expected, strict=True):
                 assert_same_bits(found, want)
-            moved, same = weight.clone(), weight.clone()
-            backend.sweep_(moved, PID, TERMS["walk"], fast, limit)
-            with specification():
-                backend.sweep_(same, PID, TERMS["walk"], plain, mask)
-            assert_same_bits(moved, same)
+            for terms in (TERMS["walk"], TERMS["move"], TERMS["decay"], [Term(1e-3, SEED, 0.9)]):
+                moved, same = weight.clone(), weight.clone()
+                backend.sweep_(moved, PID, terms, fast, limit)
+                with specification():
+                    backend.sweep_(same, PID, terms, plain, mask)
+                assert_same_bits(moved, same)
 
     @pytest.mark.parametrize("packed", [False, True])
     @pytest.mark.parametrize("dtype", DTYPES)

@@ -24,8 +24,7 @@ class Both:
 
     Args:
         kind, pid, mask, offset: as for `native.pair`.
-        weight: as for `native.pair`; not held, nor is the mask: whoever uses this knows that they
-            are where they were.
+        weight: as for `native.pair`; not held: whoever uses this knows that it is where it was.
 
     Raises:
         ValueError: a tensor is something else.
@@ -43,7 +42,7 @@ class Both:
         self.on = on = native._library()
         self._size, self._shape, self._dtype = weight.numel(), weight.shape, weight.dtype
         code, at = (native._KINDS[kind], DTYPES[weight.dtype]), address("weight", weight)
-        chosen = pointer(native._pair_mask(mask, weight, offset))
+        chosen, self._mask = pointer(native._pair_mask(mask, weight, offset)), mask
         self._pair = Pair(*code, pid, at, chosen, offset, table=on.levels)
         self._lots = (Lot * 1)(on.lot("zo_pair", self._pair, self._size))
 
@@ -71,7 +70,7 @@ class Patch:
     Args:
         kind, pid, offset: as for `native.sweep`.
         weight: as for `native.sweep`; not held: whoever uses this knows that it is where it was.
-        mask: places of the whole parameter; nothing else is touched, and it is not held either.
+        mask: places of the whole parameter; nothing else is touched.
 
     Raises:
         ValueError: a tensor is something else.
@@ -82,7 +81,7 @@ class Patch:
         self.on = on = native._library()
         size, code = weight.numel(), DTYPES[weight.dtype]
         at, places = address("weight", weight), pointer(native._mask(mask, weight, None, 0, offset))
-        self._size, self._dtype = size, weight.dtype
+        self._size, self._dtype, self._mask = size, weight.dtype, mask
         last = -(-(offset + size) // TILE)
         self._count = int(mask.starts[last]) - int(mask.starts[offset // TILE])
         self._few = Few(native._KINDS[kind], code, pid, at, places, offset, table=on.levels)

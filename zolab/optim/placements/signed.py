@@ -15,6 +15,7 @@ from zolab.optim.directions import Kept
 from zolab.optim.engine import Engine
 from zolab.optim.native.perturb import Both, Patch
 from zolab.optim.parameters import ParamInfo
+from zolab.optim.sent import is_here
 
 
 class Signed(Protocol):
@@ -102,11 +103,13 @@ class Told:
             return Copies((rows, rows))
         begin, source = time.perf_counter(), self.engine.source
         kind = source.kind_of(info.pid)
-        apart = isinstance(mask, bool | Limit)
+        # A mask that is another in each step is not worth holding.
+        if isinstance(mask, Tensor) or isinstance(source, Kept) or not _may_be(kind, rows):
+            return None
         facts = (
-            native.loaded(),
+            native.available() and native.loaded(),
             kind,
-            mask if apart else id(mask),
+            id(mask) if isinstance(mask, Places) else mask,
             rows.data_ptr(),
             rows.shape,
             rows.dtype,
@@ -116,7 +119,7 @@ class Told:
         found = self._told.get((info.pid, offset))
         if found is None or found[0] != facts:
             maker = None
-            if not isinstance(source, Kept) and fast.name(kind, rows) == native.NAME:
+            if fast.name(kind, rows) == native.NAME:
                 patched = here and isinstance(mask, Places)
                 chosen = None if mask is True else mask
                 maker = (Patch if patched else Both)(kind, rows, info.pid, chosen, offset)
@@ -128,3 +131,9 @@ class Told:
         out = maker and Copies(maker.make(seed, eps))
         self.engine.clock.perturb += time.perf_counter() - begin
         return out
+
+
+def _may_be(kind: str | None, rows: Tensor) -> bool:
+    """Whether the native kernels could be for some weights, without asking more of these than what
+    every tensor tells."""
+    return kind is not None and type(rows) is Tensor and is_here(rows)

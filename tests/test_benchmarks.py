@@ -126,6 +126,10 @@ def test_step_times_are_ratios_with_quartiles(model, dtype, tmp_path):
         slow, fast = row["official_quartiles"]
         assert 0.0 < slow <= row["official_ratio"] <= fast
         assert ("fraction_of_doubled" in row) == (row["scheme"] in ("lora", "lozo", "subzero"))
+        assert ("mezo_ratio" in row) == (row["scheme"] in ("sparse_mezo", "r_mezo"))
+        if "mezo_ratio" in row:
+            slow, fast = row["mezo_quartiles"]
+            assert 0.0 < slow <= row["mezo_ratio"] <= fast
     assert [row["sparsity"] for row in rows if row["placement"] == "in_place"][1:3] == [0.8, 0.97]
     assert {row["scheme"]: row["rank"] for row in rows if row["rank"]} == {"lozo": 2, "subzero": 48}
 

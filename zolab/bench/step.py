@@ -146,7 +146,12 @@ def _measure(
         loads.append(round(os.getloadavg()[0], 2))
     base = [(own[0] / own[1]) for own in times["official"]]
     last = Scheme("official", "in_place", "torch", "gauss")
-    rows = [_row(args, dtype, name, times[name], base) for name in turns]
+    rows = []
+    for name in turns:
+        # Other schemes under the same noise, placement and backend are told beside plain MeZO.
+        plain = times.get(replace(name, scheme="mezo", sparsity=0.0), [])
+        beside = [] if name.scheme == "mezo" else plain
+        rows.append(_row(args, dtype, name, times[name], base, beside))
     rows.append(_row(args, dtype, last, times["official"], base))
     return rows, loads
 
@@ -272,8 +277,10 @@ def _row(
     scheme: Scheme,
     times: Sequence[tuple[float, ...]],
     official: Sequence[float],
+    mezo: Sequence[tuple[float, ...]] = (),
 ) -> dict[str, Any]:
-    """A row: all ratios go through the neighbouring limit, so that load cancels."""
+    """A row: ratios go through the neighbouring limit, so that load cancels; those to MeZO's steps
+    are of the same round."""
     fractions = [own[0] / own[1] for own in times]
     ratios = [mine / theirs for mine, theirs in zip(fractions, official, strict=True)]
     fraction, around = spread(fractions)
@@ -293,6 +300,10 @@ def _row(
     if scheme.both_at_once:
         share, near = spread([own[2] / own[1] for own in times])
         row |= {"fraction_of_doubled": share, "doubled_quartiles": near}
+    if mezo:
+        pairs = zip(mezo, times, strict=True)
+        times_as_fast, near = spread([theirs[1] / own[1] for theirs, own in pairs])
+        row |= {"mezo_ratio": times_as_fast, "mezo_quartiles": near}
     return row
 
 
@@ -302,13 +313,15 @@ def _table(rows: Sequence[dict[str, Any]]) -> str:
         "of limit": ("fraction_of_limit", "fraction_quartiles"),
         "official/this": ("official_ratio", "official_quartiles"),
         "of one doubled forward": ("fraction_of_doubled", "doubled_quartiles"),
+        "MeZO/this": ("mezo_ratio", "mezo_quartiles"),
     }
     lines = []
     for row in rows:
         cells = ["-" if row[key] is None else str(row[key]) for key in header]
         for value, quartiles in measured.values():
-            low, high = row.get(quartiles, (0, 0))
-            cells.append(f"{row[value]:.2f} [{low:.2f}, {high:.2f}]" if value in row else "-")
+            digits = 3 if value == "mezo_ratio" else 2  # the last is what a mask may save
+            numbers = [f"{x:.{digits}f}" for x in (row.get(value, 0), *row.get(quartiles, (0, 0)))]
+            cells.append("{} [{}, {}]".format(*numbers) if value in row else "-")
         lines.append(cells)
     return table([*header, *measured], lines)
 

@@ -2,7 +2,8 @@
 
 Shared by `Paired` and `PerLayer`. Every module that owns trained parameters gets its `forward`
 wrapped for the time of one evaluation; inside the wrapper the parameters stand for perturbed copies
-made in scratch, so the weights themselves are only ever read.
+made in scratch, so the weights themselves are only read; where few of them move (`signed`), those
+few are exchanged and put back.
 """
 
 from __future__ import annotations

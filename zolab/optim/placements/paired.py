@@ -19,7 +19,10 @@ from zolab.optim.walks import walks
 
 
 class CleanWeights(Placement):
-    """Shared by the placements that only read the weights while probing.
+    """Shared by the placements that leave the weights as they are while probing.
+
+    They are only read. Where a mask that stays lets few of them move, the native kernels exchange
+    those few while their module computes and put every bit back, instead of copying all the others.
 
     16-bit weights are updated with stochastic rounding, so that small updates are not lost.
     """

@@ -1,6 +1,6 @@
 """Before the first step: is it true that each module reads only its own weights, row by row?
 
-`Paired` and `PerLayer` rest on that. The check costs a few forwards on the first batch, writes to
+`Paired` and `PerLayer` rest on that. The check costs a few forwards on the first batch, changes
 no weight and copies no model: outside their owners' `forward` the parameters read NaN, so a module
 that reads another's weight turns the loss into NaN.
 """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -203,3 +204,11 @@ class TestBuild:
         monkeypatch.setattr(clib, "_build", None)
         assert build.library() == first
         assert first.stat().st_mtime_ns == stamp
+
+
+def test_a_change_in_every_header_makes_another_library() -> None:
+    sources = [build.SOURCE, *build._HEADERS]
+    included = {
+        name for path in sources for name in re.findall(r'#include "(.+)"', path.read_text())
+    }
+    assert included == {path.name for path in build._HEADERS}

@@ -36,6 +36,7 @@ from zolab.optim import (
 )
 from zolab.optim.backend import Limit
 from zolab.optim.bits import Places, pack_bits
+from zolab.optim.native import jobs
 from zolab.optim.native.perturb import Both, Patch
 from zolab.optim.placements import modulewise, pieces
 
@@ -96,21 +97,41 @@ class TestToldOnce:
                     assert_same_bits(out, want)
 
 
-def test_shared_among_threads() -> None:
-    size, threads = 700_001, torch.get_num_threads()
-    weight, mask = weights(size, torch.float32), few(size, 0.03)
+@pytest.mark.parametrize("offset", [0, 2001])
+def test_shared_among_threads(offset: int, monkeypatch) -> None:
+    monkeypatch.setattr(jobs, "PARALLEL_FROM", 1)
+    size, threads = 70_001, torch.get_num_threads()
+    whole, mask = weights(size + offset, torch.float32), few(size + offset, 0.03)
+    weight, places, mask = whole[offset:], Places.of(mask), mask[offset:]
     was, both = weight.clone(), []
     torch.set_num_threads(3)
     try:
-        patch = Patch("gauss8", weight, PID, Places.of(mask))
+        patch = Patch("gauss8", weight, PID, places, offset)
         for go in (lambda: patch.begin(SEED, 1e-3), patch.turn, patch.rest):
             go()
             both.append(weight.clone())
     finally:
         torch.set_num_threads(threads)
-    for found, want in zip(both, expected("gauss8", was, SEED, mask, 0), strict=False):
+    for found, want in zip(both, expected("gauss8", was, SEED, mask, offset), strict=False):
         assert_same_bits(found, torch.where(mask, want, was))
     assert_same_bits(both[2], was)
+
+
+def test_begun_again_or_turned_back() -> None:
+    weight, mask = weights(9001, torch.float32), few(9001, 0.03)
+    was, patch = weight.clone(), Patch("gauss8", weight, PID, Places.of(mask))
+    with pytest.raises(RuntimeError, match="nothing has begun"):
+        patch.turn()
+    patch.begin(5, 1e-3)
+    patch.begin(SEED, 1e-3)  # of what the weights were, not of what the first left
+    plus, minus = expected("gauss8", was, SEED, mask, 0)
+    for want in (minus, plus):
+        patch.turn()
+        assert_same_bits(weight, torch.where(mask, want, was))
+    patch.rest()
+    assert_same_bits(weight, was)
+    with pytest.raises(RuntimeError, match="nothing has begun"):
+        patch.turn()
 
 
 def test_refuses_places_of_another_tensor() -> None:
@@ -169,6 +190,47 @@ def test_streamed_weights_are_copied(patches) -> None:
     assert same_bits(found[1], trained(small_lm(), Paired(), num=2)[1])
 
 
+class Table(nn.Module):
+    """A table of positions that returns a part of itself, as some models have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(64, 64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.weight[: x.shape[1]].expand(x.shape[0], -1, -1)
+
+
+@pytest.mark.parametrize("placement", [Paired, PerLayer])
+def test_a_part_of_a_weight_may_be_returned(placement) -> None:
+    def losses() -> list:
+        torch.manual_seed(0)
+        table, linear = Table(), nn.Linear(64, 64)
+
+        class Model(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.table, self.linear = table, linear
+
+            def forward(self, x: Tensor) -> Tensor:
+                return self.linear(x + self.table(x))
+
+        model, x = Model(), torch.randn(4, 8, 64)
+
+        def closure(copies: int = 1) -> list[float]:
+            out = model(x.repeat(copies, 1, 1))
+            return [float(part.square().mean()) for part in out.chunk(copies)]
+
+        optimizer = make(
+            model, placement=placement(), mask=RandomMask(0.97), direction=Gaussian("gauss8")
+        )
+        return [record.losses for record in steps(optimizer, closure, 2)]
+
+    found = losses()
+    with specification():
+        assert found == losses()
+
+
 @pytest.mark.parametrize("broken", ["before", "between"])
 def test_an_error_in_a_module_leaves_no_weight_changed(broken: str, patches, monkeypatch) -> None:
     model = small_lm()
@@ -186,6 +248,7 @@ def test_an_error_in_a_module_leaves_no_weight_changed(broken: str, patches, mon
     monkeypatch.setattr(type(linear), "forward", interrupted)
     with pytest.raises(KeyboardInterrupt):
         optimizer.step(lm_closure(model))
+    assert not optimizer.placement.modules._told.begun
     assert all(calls)  # the weights of this module were others while it computed
     assert patches[-1]._values is None
     assert same_bits(was, bits_of(model))

@@ -89,7 +89,7 @@ class InPlace:
 
 @dataclass
 class Paired:
-    """Both signs in one forward over the doubled batch; weights are never perturbed."""
+    """Both signs in one forward over the doubled batch; weights stay what they are."""
 
 
 @dataclass

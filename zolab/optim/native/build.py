@@ -11,8 +11,7 @@ __all__ = ["BuildError", "library"]
 
 _HERE = Path(__file__).parent
 SOURCE = _HERE / "kernels.c"
-_NAMES = "bits jobs masks noise norm product source sparse steps storage terms thin"
-_HEADERS = tuple(_HERE / f"{name}.h" for name in _NAMES.split())
+_HEADERS = tuple(sorted(_HERE.glob("*.h")))  # a change in any of them makes another library
 _PROBE = _HERE / "probe.py"
 
 # No contraction of a * b + c into one rounding: the bits are those of separate operations. The two

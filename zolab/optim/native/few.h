@@ -15,7 +15,7 @@ typedef struct {
     double eps;
     void *was, *now, *then; /* of the dtype, from the first place in the tile of `offset` on */
     const float *table;
-    int32_t begun; /* set by whoever begins: from then on `was` is to be put back */
+    int32_t begun; /* set by each thread that begins: from then on `was` is to be put back */
 } Few;
 
 /* A tile's places, how many, and where their values are. */
@@ -102,7 +102,7 @@ static void few_of(Few *a, int64_t begin, int64_t end) {
     source.kind = a->kind;
     source.pid = a->pid;
     source.table = a->table;
-    a->begun = 1;
+    __atomic_store_n(&a->begun, 1, __ATOMIC_RELAXED);
     for (Tile tile = tile_at(a->offset, begin, end); tile.n > 0;
          tile = tile_at(a->offset, tile.at + tile.n, end)) {
         const Spot spot = spot_of(a->mask, a->offset, spare, tile);

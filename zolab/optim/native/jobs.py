@@ -96,6 +96,11 @@ class Library:
         self.lib.zo_team(*functions)
         self._team = True
 
+    @property
+    def has_team(self) -> bool:
+        """Whether threads are torch's own: a call is over when all of them are, and not before."""
+        return self._team
+
     def leave_team(self) -> None:
         """Use plain threads from now on."""
         self._team = False

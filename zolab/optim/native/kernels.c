@@ -234,8 +234,8 @@ void zo_pair(const void *asked, int64_t begin, int64_t end) {
 }
 
 /* Perturb a few places of a weight; it is told what they were. */
-void zo_few(void *asked, int64_t begin, int64_t end) {
-    few_of(asked, begin, end);
+void zo_few(const void *asked, int64_t begin, int64_t end) {
+    few_of((Few *)(uintptr_t)asked, begin, end);
 }
 
 /* Values into a few places of a weight. */

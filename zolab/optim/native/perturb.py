@@ -53,7 +53,8 @@ class Both:
             seed: 64-bit seed of the direction.
             eps: perturbation scale.
         """
-        plus, minus = (torch.empty(self._shape, dtype=self._dtype) for _ in range(2))
+        made = (torch.empty(self._shape, dtype=self._dtype, device="cpu") for _ in range(2))
+        plus, minus = made
         told = self._pair
         told.plus, told.minus = plus.data_ptr(), minus.data_ptr()
         told.seed, told.eps = seed & MASK64, eps
@@ -65,7 +66,8 @@ class Both:
 class Patch:
     """W + eps z or W - eps z where W is, if few of its elements move.
 
-    From `begin` on, whatever happens, `rest` gives the weight every bit that it had.
+    From `begin` on, whatever happens, `rest` gives the weight every bit that it had. What does not
+    move is not touched: where `native.pair` adds a zero, a -0 stays one.
 
     Args:
         kind, pid, offset: as for `native.sweep`.
@@ -91,7 +93,7 @@ class Patch:
             for name, asked in (("zo_few", self._few), ("zo_put", self._put))
         ]
         self._values: Tensor | None = None
-        self._at: tuple[int, int, int] = (0, 0, 0)
+        self._turned = False
 
     def begin(self, seed: int, eps: float) -> None:
         """The weight is W + eps z.
@@ -100,7 +102,9 @@ class Patch:
             seed: 64-bit seed of the direction.
             eps: perturbation scale; less than 0 for the other sign.
         """
-        self._values = values = torch.empty(3, self._count, dtype=self._dtype)
+        self.rest()
+        values = torch.empty(3, self._count, dtype=self._dtype, device="cpu")
+        self._values, self._turned = values, False
         first, step = values.data_ptr(), self._count * values.element_size()
         few = self._few
         few.was, few.now, few.then = first, first + step, first + 2 * step
@@ -109,8 +113,15 @@ class Patch:
         self._run(self._lots[0], self._size)
 
     def turn(self) -> None:
-        """It is W - eps z."""
-        self._exchange(self._few.then)
+        """From W + eps z to W - eps z, or back.
+
+        Raises:
+            RuntimeError: nothing has begun.
+        """
+        if not self._few.begun:
+            raise RuntimeError("turn: nothing has begun")
+        self._turned = not self._turned
+        self._exchange(self._few.then if self._turned else self._few.now)
 
     def rest(self) -> None:
         """It is W again, if it was something else."""
@@ -124,4 +135,5 @@ class Patch:
         self._run(self._lots[1], self._count)
 
     def _run(self, lots: Array[Lot], elements: int) -> None:
-        self.on.run_packed(lots, 1, elements)
+        # Threads of a pool could be left at work by an interrupt, of which `rest` knew nothing.
+        self.on.run_packed(lots, 1, elements if self.on.has_team else 0)

@@ -116,6 +116,7 @@ class ModuleWise(Pieces):
             ):
                 yield
         finally:
+            self._told.rest()
             hook.remove()
             for _, module, _ in self.owners:
                 module.__dict__.pop("forward", None)
@@ -214,7 +215,7 @@ class ModuleWise(Pieces):
                 out = self._in_pieces(module, own, args, (self._sign,))
             if out is not None:
                 return out
-            with self._perturbed(own, self._sign):
+            with self._perturbed(module, own, self._sign):
                 return forward(*args, **kwargs)
 
         return run
@@ -259,11 +260,11 @@ class ModuleWise(Pieces):
                 info.param.data = data
 
     @contextmanager
-    def _perturbed(self, own: list[ParamInfo], sign: float) -> Iterator[None]:
+    def _perturbed(self, module: nn.Module, own: list[ParamInfo], sign: float) -> Iterator[None]:
         """One sign in force; a parameter that an outer owner has already perturbed stays so."""
         todo = self._todo(own)
         outside = [info.param.data for info in todo]
-        perturbed = [self._signed(info) for info in todo]
+        perturbed = [self._signed(module, info) for info in todo]
         try:
             for info, one in zip(todo, perturbed, strict=True):
                 info.param.data = one.of(sign)
@@ -271,9 +272,9 @@ class ModuleWise(Pieces):
             yield
         finally:
             for info, one, data in zip(todo, perturbed, outside, strict=True):
-                one.rest()
                 info.param.data = data
                 self._active.discard(info.pid)
+                one.rest()
 
     def _pair(self, info: ParamInfo) -> tuple[Tensor, Tensor]:
         if info.pid in self._ready.pairs:
@@ -282,14 +283,16 @@ class ModuleWise(Pieces):
         mask = self.engine.choice_of(info, weight)
         return pair(self.engine, info, weight, self.seed, self.eps[info.group], mask)
 
-    def _signed(self, info: ParamInfo) -> Signed:
+    def _signed(self, module: nn.Module, info: ParamInfo) -> Signed:
         if info.pid in self._ready.pairs:
             return Copies(self._ready.pairs[info.pid])
         weight = self._clean[info.pid]
         mask = self.engine.choice_of(info, weight)
         told = info, weight, self.seed, self.eps[info.group], mask
-        # Weights that come just in time may be on their way elsewhere while a module computes.
-        one = self._told.of(*told, 0, here=self.prepares)
+        # Weights that come just in time may be on their way elsewhere while a module computes, and
+        # others may return a part of their weights, as tables of positions do.
+        here = self.prepares and is_plain(module, nn.Linear) and id(module) not in self._own_forward
+        one = self._told.of(*told, 0, here=here)
         return Copies(pair(self.engine, *told)) if one is None else one
 
     def _both(
@@ -312,7 +315,7 @@ class ModuleWise(Pieces):
         if out is not None:
             return out
         saved = [info.param.data for info in own]
-        perturbed = [self._signed(info) for info in own]
+        perturbed = [self._signed(module, info) for info in own]
         outs = []
         try:
             self._active.update(info.pid for info in own)
@@ -325,8 +328,8 @@ class ModuleWise(Pieces):
             self._sign = None
             self._active.difference_update(info.pid for info in own)
             for info, one, data in zip(own, perturbed, saved, strict=True):
-                one.rest()
                 info.param.data = data
+                one.rest()
         del perturbed, one  # scratch: the joined output must not come on top of it
         return join(outs[0], outs[1], self._batch() if sizes <= {1} else None)
 

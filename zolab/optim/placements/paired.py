@@ -1,4 +1,4 @@
-"""Both signs in one forward over the doubled batch; weights are never perturbed."""
+"""Both signs in one forward over the doubled batch; weights stay what they are."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from zolab.optim.placements.paired import CleanWeights
 class PerLayer(CleanWeights):
     """As `Paired`, but with two separate forwards: for models whose batch cannot be doubled.
 
-    Scratch is one module's weights. The weights are never perturbed, so nothing drifts in 16 bits
+    Scratch is one module's weights. The weights stay what they are, so nothing drifts in 16 bits
     and masks see clean weights.
     """
 

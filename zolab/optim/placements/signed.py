@@ -10,7 +10,6 @@ from torch import Tensor
 from zolab.optim import fast, native
 from zolab.optim.backend import Limit
 from zolab.optim.bits import Places
-from zolab.optim.clock import Clock
 from zolab.optim.directions import Kept
 from zolab.optim.engine import Engine
 from zolab.optim.native.perturb import Both, Patch
@@ -22,7 +21,8 @@ class Signed(Protocol):
     """One parameter, or some rows of one."""
 
     def of(self, sign: float) -> Tensor:
-        """W + eps z or W - eps z, until it is asked for again."""
+        """W + eps z or W - eps z, until it is asked for again or rests; nothing that is to be read
+        later may share its memory."""
 
     def rest(self) -> None:
         """The module has computed."""
@@ -50,13 +50,14 @@ class _Patched:
     was copied from: those few are exchanged before each product, and put back bit by bit after the
     last. Takes three values for each that moves, and no copies."""
 
-    def __init__(self, clock: Clock, patch: Patch, rows: Tensor, seed: int, eps: float) -> None:
-        self._clock, self._patch, self._rows = clock, patch, rows
+    def __init__(self, told: Told, patch: Patch, rows: Tensor, seed: int, eps: float) -> None:
+        self._clock, self._begun, self._patch, self._rows = told.clock, told.begun, patch, rows
         self._seed, self._eps, self._sign = seed, eps, 0.0
 
     def of(self, sign: float) -> Tensor:
         begin = time.perf_counter()
         if self._sign == 0.0:
+            self._begun.append(self._patch)
             self._patch.begin(self._seed, sign * self._eps)
         elif sign != self._sign:
             self._patch.turn()
@@ -67,6 +68,7 @@ class _Patched:
     def rest(self) -> None:
         begin = time.perf_counter()
         self._patch.rest()
+        self._sign = 0.0
         self._clock.perturb += time.perf_counter() - begin
 
 
@@ -75,10 +77,14 @@ class Told:
 
     Args:
         engine: noise.
+
+    Attributes:
+        begun: weights that were perturbed in their own memory since the last `rest`.
     """
 
     def __init__(self, engine: Engine) -> None:
-        self.engine = engine
+        self.engine, self.clock = engine, engine.clock
+        self.begun: list[Patch] = []
         self._told: dict[tuple[int, int], tuple[tuple[Any, ...], Any, Both | Patch | None]] = {}
 
     def of(
@@ -97,7 +103,7 @@ class Told:
         Args:
             info, rows, seed, eps, mask, offset: as for `Engine.pair_rows`.
             here: whether the rows stay in their memory, and nobody else looks at it, while a
-                module computes.
+                module computes, and nothing that it returns shares their memory.
         """
         if mask is False:
             return Copies((rows, rows))
@@ -127,10 +133,16 @@ class Told:
             found = self._told[info.pid, offset] = facts, mask, maker
         maker = found[2]
         if isinstance(maker, Patch):
-            return _Patched(self.engine.clock, maker, rows, seed, eps)
+            return _Patched(self, maker, rows, seed, eps)
         out = maker and Copies(maker.make(seed, eps))
         self.engine.clock.perturb += time.perf_counter() - begin
         return out
+
+    def rest(self) -> None:
+        """An evaluation is over, however it ended: all weights are what they were."""
+        while self.begun:
+            self.begun[-1].rest()
+            self.begun.pop()
 
 
 def _may_be(kind: str | None, rows: Tensor) -> bool:

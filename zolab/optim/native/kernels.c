@@ -24,7 +24,7 @@
 #include "terms.h"
 #include "thin.h"
 
-#define ABI 12
+#define ABI 13
 
 /* The entry points. Pointers are to element `offset` of the parameter, kept directions as well.
  * Those that take a range are what lots run. */
@@ -336,63 +336,4 @@ void zo_turn(const void *asked, int64_t begin, int64_t end) {
     const Turn *a = asked;
     for (int k = 0; k < a->rank; k++)
         for (int64_t i = begin; i < end; i++) a->out[k * a->m + i] = a->left[i * a->rank + k];
-}
-
-/* Rank that zo_thin takes at most; 0 where it is not better than a BLAS. */
-int32_t zo_thin_rank(void) {
-#ifdef __AVX512F__
-    return MAX_RANK - 1;
-#else
-    return 0;
-#endif
-}
-
-typedef struct {
-    float *out;
-    const float *x, *right, *left, *shift;
-    int64_t n, m, rows; /* rows of the batch that share a scale */
-    int32_t rank;
-    int32_t relu; /* whether out becomes its relu */
-    float times, scales[2];
-} Thin;
-
-/* out[i] += scale * (x[i] right^T left + times * shift) for the rows begin .. end of a batch: x is n
- * wide, out m, right (rank, n), left (rank, m), shift (m) or NULL. */
-void zo_thin(const void *asked, int64_t begin, int64_t end) {
-#ifdef __AVX512F__
-    const Thin *a = asked;
-    const int64_t n = a->n, m = a->m;
-    const int rank = a->rank, lot = rank > 8 ? LOT : AT_ONCE;
-    float inner[LOT * MAX_RANK];
-    for (int64_t first = begin, last; first < end; first = last) {
-        const int64_t edge = (first / a->rows + 1) * a->rows;
-        const float scale = a->scales[first / a->rows];
-        last = first + lot < end ? first + lot : end;
-        last = last < edge ? last : edge;
-        for (int64_t row = first; row < last; row += AT_ONCE) {
-            const float *some[AT_ONCE];
-            for (int i = 0; i < AT_ONCE; i++)
-                some[i] = a->x + (row + i < last ? row + i : row) * n;
-            thin_in(inner + (row - first) * rank, some, a->right, n, rank, scale);
-        }
-        for (int64_t c = 0; c < m; c += 64)
-            for (int64_t row = first; row < last; row += AT_ONCE)
-                thin_out(
-                    a->out + row * m + c, inner + (row - first) * rank, a->left + c,
-                    a->shift ? a->shift + c : NULL, a->times * scale, m, m - c, rank,
-                    last - row < AT_ONCE ? (int)(last - row) : AT_ONCE, a->relu
-                );
-    }
-#endif
-}
-
-/* Rows begin .. end of a batch, each by the weights of its half. */
-void zo_norm(const void *asked, int64_t begin, int64_t end) {
-    const Norm *a = asked;
-    for (int64_t row = begin; row < end; row++) {
-        const int half = 2 * row >= a->rows;
-        norm_row(
-            a->out + row * a->n, a->x + row * a->n, a->weight[half], a->bias[half], a->n, a->eps
-        );
-    }
 }

@@ -3,28 +3,59 @@
 #ifndef ZOLAB_THIN_H
 #define ZOLAB_THIN_H
 
+#include <string.h>
+
 #include "product.h"
 
-#ifdef __AVX512F__
 #define AT_ONCE 4 /* rows of the batch, and columns of a factor, that share what is loaded */
 #define LOT 32    /* rows that share a panel of a factor in the first-level cache, at a high rank */
+#define LOOK 16   /* of so many lots one is looked at: whether inner products are its rows' */
 
+/* What a layer that reads some rows next takes of them: to[i] = scale * (x[i] right^T). */
+typedef struct {
+    const float *right; /* (rank, n) */
+    float *to;          /* (rows, rank) */
+    int64_t rank;
+    float scales[2]; /* of each half of the rows */
+} Inner;
+
+#ifdef __AVX512F__
 static inline __mmask16 first_lanes(int64_t n) {
     return n >= 16 ? 0xFFFF : (__mmask16)((1u << n) - 1);
+}
+
+/* The sum of each of 16 vectors, in order: shuffles for all of them at once, a quarter of the work. */
+static inline __m512 sums(const __m512 *v) {
+    __m512 two[8], four[4], half[2];
+    for (int i = 0; i < 8; i++)
+        two[i] = _mm512_add_ps(
+            _mm512_unpacklo_ps(v[2 * i], v[2 * i + 1]), _mm512_unpackhi_ps(v[2 * i], v[2 * i + 1])
+        );
+    for (int i = 0; i < 4; i++) {
+        const __m512d a = _mm512_castps_pd(two[2 * i]), b = _mm512_castps_pd(two[2 * i + 1]);
+        four[i] = _mm512_add_ps(
+            _mm512_castpd_ps(_mm512_unpacklo_pd(a, b)), _mm512_castpd_ps(_mm512_unpackhi_pd(a, b))
+        );
+    }
+#define LANES_OF(A, B)                                                                             \
+    _mm512_add_ps(_mm512_shuffle_f32x4(A, B, 0x88), _mm512_shuffle_f32x4(A, B, 0xDD))
+    for (int i = 0; i < 2; i++) half[i] = LANES_OF(four[2 * i], four[2 * i + 1]);
+    return LANES_OF(half[0], half[1]);
+#undef LANES_OF
 }
 
 /* inner[i][k] = scale * (x[i] . right[k]) for AT_ONCE rows of x; those after the last repeat it. */
 static void thin_in(
     float *restrict inner, const float *const *x, const float *restrict right, int64_t n, int rank,
-    float scale
+    float scale, int64_t after
 ) {
     for (int k = 0; k < rank; k += AT_ONCE) {
         const int some = rank - k < AT_ONCE ? rank - k : AT_ONCE;
         const float *v[AT_ONCE];
-        __m512 sum[AT_ONCE][AT_ONCE];
+        __m512 sum[AT_ONCE * AT_ONCE];
         for (int j = 0; j < AT_ONCE; j++) {
             v[j] = right + (k + (j < some ? j : 0)) * n;
-            for (int i = 0; i < AT_ONCE; i++) sum[i][j] = _mm512_setzero_ps();
+            for (int i = 0; i < AT_ONCE; i++) sum[i * AT_ONCE + j] = _mm512_setzero_ps();
         }
 #define TAKE(COUNT)                                                                                \
     for (int64_t c = 0; c < n; c += 16) {                                                          \
@@ -32,13 +63,15 @@ static void thin_in(
         __m512 row[AT_ONCE];                                                                       \
         for (int i = 0; i < AT_ONCE; i++) {                                                        \
             row[i] = _mm512_maskz_loadu_ps(lanes, x[i] + c);                                       \
-            if (k == 0)                                                                            \
-                __builtin_prefetch(x[i] + AT_ONCE * n + c);                                        \
+            if (k == 0 && after)                                                                   \
+                __builtin_prefetch(x[i] + after + c);                                              \
         }                                                                                          \
         for (int j = 0; j < COUNT; j++) {                                                          \
             const __m512 column = _mm512_maskz_loadu_ps(lanes, v[j] + c);                          \
-            for (int i = 0; i < AT_ONCE; i++)                                                      \
-                sum[i][j] = _mm512_fmadd_ps(row[i], column, sum[i][j]);                            \
+            for (int i = 0; i < AT_ONCE; i++) {                                                    \
+                __m512 *at = sum + i * AT_ONCE + j;                                                \
+                *at = _mm512_fmadd_ps(row[i], column, *at);                                        \
+            }                                                                                      \
         }                                                                                          \
     }
         if (some == 1) {
@@ -49,12 +82,10 @@ static void thin_in(
             TAKE(AT_ONCE)
         }
 #undef TAKE
-        /* Of all of them, because an index that is not known would keep the sums in memory. */
-        float whole[AT_ONCE][AT_ONCE];
+        float whole[AT_ONCE * AT_ONCE];
+        _mm512_storeu_ps(whole, _mm512_mul_ps(_mm512_set1_ps(scale), sums(sum)));
         for (int i = 0; i < AT_ONCE; i++)
-            for (int j = 0; j < AT_ONCE; j++) whole[i][j] = scale * _mm512_reduce_add_ps(sum[i][j]);
-        for (int i = 0; i < AT_ONCE; i++)
-            for (int j = 0; j < some; j++) inner[i * rank + k + j] = whole[i][j];
+            for (int j = 0; j < some; j++) inner[i * rank + k + j] = whole[i * AT_ONCE + j];
     }
 }
 
@@ -97,6 +128,86 @@ static inline void thin_out(
             if (i < rows)
                 _mm512_mask_storeu_ps(out + i * m + 16 * j, lanes[j], sum[i][j]);
 }
+
+static void thin_rows(
+    float *restrict inner, const float *x, const float *restrict right, int64_t n, int rank,
+    float scale, int64_t rows, int64_t after
+) {
+    const float *some[AT_ONCE];
+    for (int i = 0; i < AT_ONCE; i++) some[i] = x + (i < rows ? i : 0) * n;
+    thin_in(inner, some, right, n, rank, scale, after);
+}
 #endif
+
+/* Inner products of the layers that read `rows` <= AT_ONCE rows next, x from row `first` of a batch. */
+static inline void
+inners(const Inner *next, int count, const float *x, int64_t first, int64_t rows, int64_t n, int half) {
+#ifdef __AVX512F__
+    float made[AT_ONCE * MAX_RANK];
+    for (const Inner *one = next; one < next + count; one++) {
+        thin_rows(made, x, one->right, n, (int)one->rank, one->scales[half], rows, 0);
+        memcpy(one->to + first * one->rank, made, rows * one->rank * sizeof(float));
+    }
+#endif
+}
+
+/* Rank that zo_thin takes at most; 0 where it is not better than a BLAS. */
+int32_t zo_thin_rank(void) {
+#ifdef __AVX512F__
+    return MAX_RANK - 1;
+#else
+    return 0;
+#endif
+}
+
+typedef struct {
+    float *out;
+    const float *x, *right, *left, *shift;
+    int64_t n, m, rows; /* rows of the batch that share a scale */
+    int32_t rank;
+    int32_t relu; /* whether out becomes its relu */
+    float times, scales[2];
+    const float *given; /* scale * (x right^T) (rows, rank), and room for AT_ONCE - 1 more; or NULL */
+    int32_t *other;     /* set to 1 where `given` was seen not to be that */
+    const Inner *next;  /* made of out */
+    int32_t count;
+} Thin;
+
+/* out[i] += scale * (x[i] right^T left + times * shift) for the rows begin .. end of a batch: x is n
+ * wide, out m, right (rank, n), left (rank, m), shift (m) or NULL. */
+void zo_thin(const void *asked, int64_t begin, int64_t end) {
+#ifdef __AVX512F__
+    const Thin *a = asked;
+    const int64_t n = a->n, m = a->m;
+    const int rank = a->rank, lot = rank > 8 ? LOT : AT_ONCE;
+    float made[LOT * MAX_RANK];
+    int64_t lots = 0;
+    for (int64_t first = begin, last; first < end; first = last, lots++) {
+        const int64_t edge = (first / a->rows + 1) * a->rows;
+        const float scale = a->scales[first / a->rows];
+        last = first + lot < end ? first + lot : end;
+        last = last < edge ? last : edge;
+        const float *inner = a->given ? a->given + first * rank : made;
+        for (int64_t row = first; row < last && (!a->given || lots % LOOK == 0); row += AT_ONCE)
+            thin_rows(
+                made + (row - first) * rank, a->x + row * n, a->right, n, rank, scale, last - row,
+                AT_ONCE * n
+            );
+        if (a->given && lots % LOOK == 0 && memcmp(inner, made, (last - first) * rank * 4))
+            *a->other = 1;
+        for (int64_t c = 0; c < m; c += 64)
+            for (int64_t row = first; row < last; row += AT_ONCE)
+                thin_out(
+                    a->out + row * m + c, inner + (row - first) * rank, a->left + c,
+                    a->shift ? a->shift + c : NULL, a->times * scale, m, m - c, rank,
+                    last - row < AT_ONCE ? (int)(last - row) : AT_ONCE, a->relu
+                );
+        for (int64_t row = first; a->count && row < last; row += AT_ONCE) {
+            const int64_t rows = last - row < AT_ONCE ? last - row : AT_ONCE;
+            inners(a->next, a->count, a->out + row * m, row, rows, m, first >= a->rows);
+        }
+    }
+#endif
+}
 
 #endif

@@ -140,20 +140,32 @@ def test_one_sign_is_that_of_all_rows() -> None:
     assert_same_bits(found, expected)
 
 
+@pytest.mark.parametrize("n", [6, 16, 70])
 @pytest.mark.parametrize("rank", [2, 20])
-def test_what_belongs_to_other_rows_is_noticed(rank: int) -> None:
-    (reader,) = thins(6, [5], [rank])
+def test_what_belongs_to_other_rows_is_noticed(rank: int, n: int) -> None:
+    (reader,) = thins(n, [5], [rank])
     following = Inners([reader])
-    weights = torch.ones(6), torch.zeros(6)
+    weights = torch.ones(n), torch.zeros(n)
     (given,) = following.room(80)
-    out = Norm((weights[0],) * 2, (weights[1],) * 2, 1e-5)(torch.randn(80, 6), following)
+    out = Norm((weights[0],) * 2, (weights[1],) * 2, 1e-5)(torch.randn(80, n), following)
+
+    def differs(x: Tensor, given=given) -> bool:
+        assert reader.add_(torch.zeros(80, 5), x, given=given)
+        return reader.differs
+
     for changed in (out * 2, out + 1e-6, out.flip(0), -out, out * torch.nan):
-        assert reader.add_(torch.zeros(80, 5), changed, given=given)
-        assert reader.differs
-    assert reader.add_(torch.zeros(80, 5), out, given=given)
-    assert not reader.differs
-    assert reader.add_(torch.zeros(80, 5), out * 2)
-    assert not reader.differs
+        assert differs(changed)
+    for row in range(80):
+        masked = out.clone()
+        masked[row] *= 0.0
+        assert differs(masked)
+    for column in range(n - n % 16 if n > 16 else n):
+        shifted = out.clone()
+        shifted[:, column] += 1.0
+        assert differs(shifted)
+    assert not differs(out)
+    assert not differs(out.clone())
+    assert not differs(out * 2, None)
 
 
 def test_wrong_sizes_are_named() -> None:
@@ -195,7 +207,8 @@ def test_losses_and_weights_are_those_of_layers_by_themselves(
 
 CHANGES = {
     "all of it": lambda h: h.mul_(1.5),
-    "a row that is looked at": lambda h: h.index_fill_(0, torch.tensor([0]), 0.5),
+    "a row": lambda h: h.index_fill_(0, torch.tensor([2]), 0.5),
+    "a column": lambda h: h.index_fill_(2, torch.tensor([4]), 0.5),
     "through a view": lambda h: (h.view(-1).add_(0.1), h)[1],
     "nothing": lambda h: h,
     "a copy": lambda h: h.clone(),

@@ -17,6 +17,7 @@ typedef struct {
     int64_t n, rows; /* width; rows in all */
     double eps;
     const Inner *next; /* made of out */
+    float *marks;      /* with them */
     int32_t count;
 } Norm;
 
@@ -59,7 +60,9 @@ void zo_norm(const void *asked, int64_t begin, int64_t end) {
             norm_row(
                 a->out + row * a->n, a->x + row * a->n, a->weight[half], a->bias[half], a->n, a->eps
             );
-        inners(a->next, a->count, a->out + first * a->n, first, last - first, a->n, half);
+        inners(
+            a->next, a->count, a->marks, a->out + first * a->n, first, last - first, a->n, half
+        );
     }
 }
 

@@ -232,8 +232,10 @@ class Thin(ctypes.Structure):
         ("times", ctypes.c_float),
         ("scales", ctypes.c_float * 2),
         ("given", ctypes.c_void_p),
+        ("given_marks", ctypes.c_void_p),
         ("other", ctypes.c_void_p),
         ("next", ctypes.POINTER(Inner)),
+        ("marks", ctypes.c_void_p),
         ("count", ctypes.c_int32),
     )
 
@@ -261,6 +263,7 @@ class Norm(ctypes.Structure):
         ("rows", ctypes.c_int64),
         ("eps", ctypes.c_double),
         ("next", ctypes.POINTER(Inner)),
+        ("marks", ctypes.c_void_p),
         ("count", ctypes.c_int32),
     )
 
@@ -355,8 +358,8 @@ def main(path: str) -> int:
     thin = (w, p, f, f, f, 50, 37, 5, 3, 1, 2.0, (0.5, 0.5))
     inner = (Inner * 1)(Inner(f, m, 3, (0.5, 0.5)))
     lots.append(_lot(lib, Thin(*thin), 5))
-    lots.append(_lot(lib, Thin(*thin, m, at(rows), inner, 1), 5))
-    lots.append(_lot(lib, Norm(w, p, (f, f), (f, f), 37, 4, 1e-5, inner, 1), 4))
+    lots.append(_lot(lib, Thin(*thin, m, p, at(rows), inner, p, 1), 5))
+    lots.append(_lot(lib, Norm(w, p, (f, f), (f, f), 37, 4, 1e-5, inner, p, 1), 4))
     lots.append(_lot(lib, Turn(w, f, 37, 3), 37))
     few = ctypes.pointer(Mask(at(places), at(starts), 3, 0, 0.0, 0))
     for dtype in range(4):

@@ -9,7 +9,7 @@
 
 #define AT_ONCE 4 /* rows of the batch, and columns of a factor, that share what is loaded */
 #define LOT 32    /* rows that share a panel of a factor in the first-level cache, at a high rank */
-#define LOOK 16   /* of so many lots one is looked at: whether inner products are its rows' */
+#define MARK 16   /* elements of a row that are kept beside its inner products */
 
 /* What a layer that reads some rows next takes of them: to[i] = scale * (x[i] right^T). */
 typedef struct {
@@ -139,11 +139,32 @@ static void thin_rows(
 }
 #endif
 
-/* Inner products of the layers that read `rows` <= AT_ONCE rows next, x from row `first` of a batch. */
-static inline void
-inners(const Inner *next, int count, const float *x, int64_t first, int64_t rows, int64_t n, int half) {
+/* Where a row is marked: at another place than its neighbours, so that a change in all rows or in all
+ * columns meets a mark. */
+static inline int64_t mark_of(int64_t row, int64_t n) {
+    return n < MARK ? 0 : row % (n / MARK) * MARK;
+}
+
+#ifdef __AVX512F__
+/* Whether a row has other bits than its mark. */
+static inline int is_other(const float *at, const float *mark, int64_t n) {
+    const __m512i x = _mm512_castps_si512(_mm512_maskz_loadu_ps(first_lanes(n), at));
+    return _mm512_cmpneq_epi32_mask(x, _mm512_castps_si512(_mm512_loadu_ps(mark))) != 0;
+}
+#endif
+
+/* Inner products of the layers that read `rows` <= AT_ONCE rows next, x from row `first` of a batch,
+ * and marks (rows of the batch, MARK) of what x is. */
+static inline void inners(
+    const Inner *next, int count, float *marks, const float *x, int64_t first, int64_t rows,
+    int64_t n, int half
+) {
 #ifdef __AVX512F__
     float made[AT_ONCE * MAX_RANK];
+    for (int64_t i = 0; i < rows && count; i++) {
+        const float *at = x + i * n + mark_of(first + i, n);
+        _mm512_storeu_ps(marks + (first + i) * MARK, _mm512_maskz_loadu_ps(first_lanes(n), at));
+    }
     for (const Inner *one = next; one < next + count; one++) {
         thin_rows(made, x, one->right, n, (int)one->rank, one->scales[half], rows, 0);
         memcpy(one->to + first * one->rank, made, rows * one->rank * sizeof(float));
@@ -167,9 +188,11 @@ typedef struct {
     int32_t rank;
     int32_t relu; /* whether out becomes its relu */
     float times, scales[2];
-    const float *given; /* scale * (x right^T) (rows, rank), and room for AT_ONCE - 1 more; or NULL */
-    int32_t *other;     /* set to 1 where `given` was seen not to be that */
-    const Inner *next;  /* made of out */
+    const float *given;       /* scale * (x right^T) (rows, rank), and AT_ONCE - 1 more; or NULL */
+    const float *given_marks; /* with it */
+    int32_t *other;           /* set to 1 where x has other bits at a mark */
+    const Inner *next;        /* made of out */
+    float *marks;             /* with them */
     int32_t count;
 } Thin;
 
@@ -181,20 +204,20 @@ void zo_thin(const void *asked, int64_t begin, int64_t end) {
     const int64_t n = a->n, m = a->m;
     const int rank = a->rank, lot = rank > 8 ? LOT : AT_ONCE;
     float made[LOT * MAX_RANK];
-    int64_t lots = 0;
-    for (int64_t first = begin, last; first < end; first = last, lots++) {
+    for (int64_t first = begin, last; first < end; first = last) {
         const int64_t edge = (first / a->rows + 1) * a->rows;
         const float scale = a->scales[first / a->rows];
         last = first + lot < end ? first + lot : end;
         last = last < edge ? last : edge;
         const float *inner = a->given ? a->given + first * rank : made;
-        for (int64_t row = first; row < last && (!a->given || lots % LOOK == 0); row += AT_ONCE)
+        for (int64_t row = first; row < last && !a->given; row += AT_ONCE)
             thin_rows(
                 made + (row - first) * rank, a->x + row * n, a->right, n, rank, scale, last - row,
                 AT_ONCE * n
             );
-        if (a->given && lots % LOOK == 0 && memcmp(inner, made, (last - first) * rank * 4))
-            *a->other = 1;
+        for (int64_t row = first; row < last && a->given; row++)
+            if (is_other(a->x + row * n + mark_of(row, n), a->given_marks + row * MARK, n))
+                *a->other = 1;
         for (int64_t c = 0; c < m; c += 64)
             for (int64_t row = first; row < last; row += AT_ONCE)
                 thin_out(
@@ -204,7 +227,7 @@ void zo_thin(const void *asked, int64_t begin, int64_t end) {
                 );
         for (int64_t row = first; a->count && row < last; row += AT_ONCE) {
             const int64_t rows = last - row < AT_ONCE ? last - row : AT_ONCE;
-            inners(a->next, a->count, a->out + row * m, row, rows, m, first >= a->rows);
+            inners(a->next, a->count, a->marks, a->out + row * m, row, rows, m, first >= a->rows);
         }
     }
 #endif

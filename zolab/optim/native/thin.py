@@ -12,13 +12,17 @@ from zolab.optim import native
 from zolab.optim.native import probe
 from zolab.optim.native.pack import address
 
-#: Rows that kernels may read behind the last one of what they are given.
-_SPARE = 3
+#: Rows that kernels may read behind the last one of what they are given, and elements of a mark.
+_SPARE, _MARK = 3, 16
 
 
 def takes_thin(rank: int) -> bool:
     """Whether there is `Thin` for a rank here, and a CPU it is made for."""
     return native.available() and 0 < rank <= native.loaded().thin_rank
+
+
+#: x right of one layer, float32, and marks of x: a part of every row, by which it is known again.
+Given = tuple[Tensor, Tensor]
 
 
 class Inners:
@@ -43,13 +47,15 @@ class Inners:
         self.asked = (probe.Inner * self.count)()
         self._ranks = [thin.rank for thin in layers]
         self._kept = [thin.inner(one) for thin, one in zip(layers, self.asked, strict=True)]
+        self.marks = torch.empty(0)
 
-    def room(self, rows: int) -> list[Tensor]:
+    def room(self, rows: int) -> list[Given]:
         """Where the next pass over so many rows is to put it: what each layer is `given` then."""
+        self.marks = torch.empty(rows * _MARK)
         out = [torch.empty((rows + _SPARE) * rank) for rank in self._ranks]
         for one, to in zip(self.asked, out, strict=True):
             one.to = to.data_ptr()
-        return out
+        return [(to, self.marks) for to in out]
 
 
 def tell(asked: probe.Thin | probe.Norm, following: Inners | None, width: int) -> None:
@@ -60,6 +66,7 @@ def tell(asked: probe.Thin | probe.Norm, following: Inners | None, width: int) -
     if following.n != width:
         raise ValueError(f"following: takes rows of {following.n}, not {width}")
     asked.next, asked.count = following.asked, following.count
+    asked.marks = following.marks.data_ptr()
 
 
 class Thin:
@@ -145,7 +152,7 @@ class Thin:
         out: Tensor,
         x: Tensor,
         relu: bool = False,
-        given: Tensor | None = None,
+        given: Given | None = None,
         following: Inners | None = None,
     ) -> bool:
         """out += scale (x right leftᵀ + shift), if out is what it is made for: whether it is.
@@ -154,22 +161,23 @@ class Thin:
             out: (rows, ..., m), contiguous, float32, CPU.
             x: (rows, ..., n), see `takes`; rows a multiple of the number of scales.
             relu: whether out then becomes its relu, as torch has it.
-            given: what `Inners` put there for this layer when x was written. A part of the rows is
-                compared with x; `differs` then tells whether another bit was seen.
+            given: what `Inners` put there for this layer when x was written; `differs` then tells
+                whether x has another bit at one of the marks.
             following: what is to be made of out, with `room` for its rows.
 
         Raises:
-            ValueError: `given` is too short, or `following` of another width.
+            ValueError: `given` is of other rows, or `following` of another width.
         """
         rows = x.numel() // self.n
         if not (is_plain(out) and out.numel() == rows * self.m):
             return False
         asked = self._asked
         asked.out, asked.x, asked.rows = out.data_ptr(), x.data_ptr(), rows // self.parts
-        if given is not None and given.numel() < (rows + _SPARE) * self.rank:
-            raise ValueError(f"given: {given.numel()} elements for {rows} rows, rank {self.rank}")
+        if given is not None and given[0].numel() != (rows + _SPARE) * self.rank:
+            raise ValueError(f"given: {given[0].numel()} numbers for {rows} rows, rank {self.rank}")
         asked.relu = relu
-        asked.given = None if given is None else given.data_ptr()
+        asked.given = None if given is None else given[0].data_ptr()
+        asked.given_marks = None if given is None else given[1].data_ptr()
         tell(asked, following, self.m)
         self._other.value = 0
         self._lots[0].count = rows

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from zolab.optim.engine import Engine
 from zolab.optim.linear import multiplier
 from zolab.optim.native.products import by_columns
-from zolab.optim.native.thin import Inners, Thin, takes_thin
+from zolab.optim.native.thin import Given, Inners, Thin, takes_thin
 from zolab.optim.parameters import ParamInfo
 
 
@@ -81,7 +81,7 @@ class ThinLinear:
     def __call__(
         self,
         x: Tensor,
-        given: Tensor | None = None,
+        given: Given | None = None,
         following: Inners | None = None,
         relu: bool = False,
     ) -> Tensor | None:

@@ -3,8 +3,9 @@
 Such a layer reads its whole input once more than the product with its weight does. Where a layer
 normalisation or another such layer wrote that input by native kernels, those make the inner
 products as well, while the rows are in the cache. Who reads what is learned in the evaluations
-themselves, by the very tensors that layers are called with. An output changed in place on its way
-shows when its reader compares some rows: it then makes its own.
+themselves, by the very tensors that layers are called with. A part of each row is kept, at another
+place from row to row, and compared by the reader: where an output was changed on its way, it makes
+its own.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
-from zolab.optim.native.thin import Inners
+from zolab.optim.native.thin import Given, Inners
 from zolab.optim.placements.factored import ThinLinear
 
 #: Readers of one output at most.
@@ -29,7 +30,7 @@ class Following:
         self._readers: dict[int, list[int]] = {}  # by modules' ids
         self._inners: dict[int, tuple[list[int], Inners]] = {}
         # By the ids of outputs: the tensor, who wrote it, and what its readers are given.
-        self._written: dict[int, tuple[weakref.ref, int, dict[int, Tensor]]] = {}
+        self._written: dict[int, tuple[weakref.ref, int, dict[int, Given]]] = {}
 
     def aim(self, linear: Mapping[int, ThinLinear]) -> None:
         """An evaluation begins.
@@ -49,7 +50,7 @@ class Following:
         self._written.clear()
 
     def run(
-        self, key: int, x: Tensor, forward: Callable[[Tensor, Tensor | None, Inners | None], Tensor]
+        self, key: int, x: Tensor, forward: Callable[[Tensor, Given | None, Inners | None], Tensor]
     ) -> Tensor | None:
         """What a module gives for x.
 
@@ -67,7 +68,7 @@ class Following:
             self._written[id(out)] = weakref.ref(out), key, held
         return out
 
-    def _given(self, key: int, x: Tensor) -> Tensor | None:
+    def _given(self, key: int, x: Tensor) -> Given | None:
         """What was made for a module when x was written."""
         out, writer, held = self._written.get(id(x), (None, 0, {}))
         if out is None or out() is not x or key not in self._linear:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from zolab.optim import native
 from zolab.optim.native.norm import Norm, takes_norm
-from zolab.optim.native.thin import Inners
+from zolab.optim.native.thin import Given, Inners
 from zolab.optim.parameters import ParamInfo
 from zolab.optim.placements.rows import is_plain
 
@@ -64,7 +64,7 @@ class HalvesNorm:
         self.norm.rest()
 
     def __call__(
-        self, x: Tensor, given: Tensor | None = None, following: Inners | None = None
+        self, x: Tensor, given: Given | None = None, following: Inners | None = None
     ) -> Tensor | None:
         """Output for a batch, None where the kernel is not made for it.
 

@@ -49,6 +49,10 @@ static void thin_in(
     float *restrict inner, const float *const *x, const float *restrict right, int64_t n, int rank,
     float scale, int64_t after
 ) {
+    /* At a high rank fetching is spread over all of the work: at once it would hold that up. */
+    const int parts = (rank + AT_ONCE - 1) / AT_ONCE;
+    const int64_t ahead = after && parts >= AT_ONCE ? (16 * AT_ONCE + parts - 1) / parts : 0;
+    const float *next = x[0] + after;
     for (int k = 0; k < rank; k += AT_ONCE) {
         const int some = rank - k < AT_ONCE ? rank - k : AT_ONCE;
         const float *v[AT_ONCE];
@@ -63,8 +67,12 @@ static void thin_in(
         __m512 row[AT_ONCE];                                                                       \
         for (int i = 0; i < AT_ONCE; i++) {                                                        \
             row[i] = _mm512_maskz_loadu_ps(lanes, x[i] + c);                                       \
-            if (k == 0 && after)                                                                   \
+            if (k == 0 && ahead == 0 && after)                                                     \
                 __builtin_prefetch(x[i] + after + c);                                              \
+        }                                                                                          \
+        if (ahead) {                                                                               \
+            __builtin_prefetch(next);                                                              \
+            next += ahead;                                                                         \
         }                                                                                          \
         for (int j = 0; j < COUNT; j++) {                                                          \
             const __m512 column = _mm512_maskz_loadu_ps(lanes, v[j] + c);                          \

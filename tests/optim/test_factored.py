@@ -201,13 +201,14 @@ def test_sweeps_in_pieces_are_the_whole_sweep(kind: str, monkeypatch) -> None:
 @pytest.mark.skipif(
     not (native.available() and native._library().lib.zo_thin_rank()), reason="no kernel here"
 )
-@pytest.mark.parametrize("rank", [1, 2, 3, 6, 48])
+@pytest.mark.parametrize("rank", [1, 2, 3, 6, 9, 48, 255])
 @pytest.mark.parametrize("extra", [0, 1])
 def test_thin_products_in_one_pass_are_those_of_torch(rank: int, extra: int, monkeypatch) -> None:
     drawn = torch.Generator().manual_seed(rank)
     for rows, n, m, scales in (
         (2, 37, 5, (0.5, -0.5)),
         (78, 64, 130, (0.5, -0.5)),
+        (270, 21, 75, (0.5, -0.5)),  # more than share a panel, and not in whole lots
         (7, 9, 9, (2,)),
     ):
         x, out, left, right = (
@@ -225,7 +226,7 @@ def test_thin_products_in_one_pass_are_those_of_torch(rank: int, extra: int, mon
         sign = torch.tensor(scales).repeat_interleave(rows // len(scales)).view(-1, 1, 1)
         exact = out + sign * moved
         for given in (found, expected):
-            assert torch.allclose(given.double(), exact, rtol=1e-5, atol=1e-4)
+            assert torch.allclose(given.double(), exact, rtol=1e-5, atol=2e-6 * rank + 1e-5)
 
 
 @pytest.mark.skipif(not native.available(), reason="needs a C compiler")

@@ -24,7 +24,7 @@
 #include "terms.h"
 #include "thin.h"
 
-#define ABI 13
+#define ABI 12
 
 /* The entry points. Pointers are to element `offset` of the parameter, kept directions as well.
  * Those that take a range are what lots run. */

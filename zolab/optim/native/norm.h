@@ -6,8 +6,6 @@
 #include <math.h>
 #include <stdint.h>
 
-#include "thin.h"
-
 #define LANES 16
 
 typedef struct {
@@ -16,9 +14,6 @@ typedef struct {
     const float *weight[2], *bias[2]; /* of the first half of the rows, of the second */
     int64_t n, rows; /* width; rows in all */
     double eps;
-    const Inner *next; /* made of out */
-    float *marks;      /* with them */
-    int32_t count;
 } Norm;
 
 /* Sum of x[i] - from, or of its square: in lanes that do not wait for each other. */
@@ -51,17 +46,10 @@ static inline void norm_row(
 /* Rows begin .. end of a batch, each by the weights of its half. */
 void zo_norm(const void *asked, int64_t begin, int64_t end) {
     const Norm *a = asked;
-    for (int64_t first = begin, last; first < end; first = last) {
-        const int half = 2 * first >= a->rows;
-        const int64_t edge = half ? a->rows : a->rows / 2;
-        last = first + AT_ONCE < end ? first + AT_ONCE : end;
-        last = last < edge ? last : edge;
-        for (int64_t row = first; row < last; row++)
-            norm_row(
-                a->out + row * a->n, a->x + row * a->n, a->weight[half], a->bias[half], a->n, a->eps
-            );
-        inners(
-            a->next, a->count, a->marks, a->out + first * a->n, first, last - first, a->n, half
+    for (int64_t row = begin; row < end; row++) {
+        const int half = 2 * row >= a->rows;
+        norm_row(
+            a->out + row * a->n, a->x + row * a->n, a->weight[half], a->bias[half], a->n, a->eps
         );
     }
 }

@@ -8,7 +8,7 @@ from torch import Tensor
 from zolab.optim import native
 from zolab.optim.native import probe
 from zolab.optim.native.pack import address
-from zolab.optim.native.thin import Inners, is_plain, tell
+from zolab.optim.native.thin import is_plain
 
 
 def takes_norm(*weights: Tensor) -> bool:
@@ -57,16 +57,14 @@ class Norm:
         even number of rows."""
         return is_plain(x) and x.shape[-1] == self.n and x.shape[0] % 2 == 0
 
-    def __call__(self, x: Tensor, following: Inners | None = None) -> Tensor:
+    def __call__(self, x: Tensor) -> Tensor:
         """Of the shape of x.
 
         Args:
             x: see `takes`.
-            following: see `Thin.add_`.
         """
         out, asked, rows = torch.empty_like(x), self._asked, x.numel() // self.n
         asked.out, asked.x, asked.rows = out.data_ptr(), x.data_ptr(), rows
-        tell(asked, following, self.n)
         self._lots[0].count = rows
         self.on.run_packed(self._lots, 1, rows * self.n)
         return out

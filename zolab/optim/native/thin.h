@@ -3,23 +3,13 @@
 #ifndef ZOLAB_THIN_H
 #define ZOLAB_THIN_H
 
-#include <string.h>
-
 #include "product.h"
 
-#define AT_ONCE 4 /* rows of the batch, and columns of a factor, that share what is loaded */
-#define LOT 32    /* rows that share a panel of a factor in the first-level cache, at a high rank */
-#define MARK 16   /* elements of a row that are kept beside its inner products */
-
-/* What a layer that reads some rows next takes of them: to[i] = scale * (x[i] right^T). */
-typedef struct {
-    const float *right; /* (rank, n) */
-    float *to;          /* (rows, rank) */
-    int64_t rank;
-    float scales[2]; /* of each half of the rows */
-} Inner;
-
 #ifdef __AVX512F__
+#define AT_ONCE 4 /* rows of the batch, and columns of a factor, that share what is loaded */
+#define LOT 64    /* rows that share a panel of a factor in the first-level cache, at a high rank */
+#define WIDTH 64  /* of a panel */
+
 static inline __mmask16 first_lanes(int64_t n) {
     return n >= 16 ? 0xFFFF : (__mmask16)((1u << n) - 1);
 }
@@ -47,12 +37,12 @@ static inline __m512 sums(const __m512 *v) {
 /* inner[i][k] = scale * (x[i] . right[k]) for AT_ONCE rows of x; those after the last repeat it. */
 static void thin_in(
     float *restrict inner, const float *const *x, const float *restrict right, int64_t n, int rank,
-    float scale, int64_t after
+    float scale
 ) {
     /* At a high rank fetching is spread over all of the work: at once it would hold that up. */
     const int parts = (rank + AT_ONCE - 1) / AT_ONCE;
-    const int64_t ahead = after && parts >= AT_ONCE ? (16 * AT_ONCE + parts - 1) / parts : 0;
-    const float *next = x[0] + after;
+    const int64_t ahead = parts >= AT_ONCE ? (16 * AT_ONCE + parts - 1) / parts : 0;
+    const float *next = x[0] + AT_ONCE * n;
     for (int k = 0; k < rank; k += AT_ONCE) {
         const int some = rank - k < AT_ONCE ? rank - k : AT_ONCE;
         const float *v[AT_ONCE];
@@ -67,8 +57,8 @@ static void thin_in(
         __m512 row[AT_ONCE];                                                                       \
         for (int i = 0; i < AT_ONCE; i++) {                                                        \
             row[i] = _mm512_maskz_loadu_ps(lanes, x[i] + c);                                       \
-            if (k == 0 && ahead == 0 && after)                                                     \
-                __builtin_prefetch(x[i] + after + c);                                              \
+            if (k == 0 && ahead == 0)                                                              \
+                __builtin_prefetch(x[i] + AT_ONCE * n + c);                                        \
         }                                                                                          \
         if (ahead) {                                                                               \
             __builtin_prefetch(next);                                                              \
@@ -97,12 +87,12 @@ static void thin_in(
     }
 }
 
-/* out[i][c] += sum over k of inner[i][k] * left[k][c], and by * shift[c] if there is one, for n <= 64
- * columns of `rows` <= AT_ONCE rows; then its relu, if asked for: of NaN and of -0 themselves. */
+/* out[i][c] += sum over k of inner[i][k] * left[k][c], and by * shift[c] if there is one, for the first
+ * n <= WIDTH columns of `rows` <= AT_ONCE rows; then its relu, if asked for: of NaN and of -0
+ * themselves. Rows are m elements apart, those of left `across`. */
 static inline void thin_out(
-    float *restrict out, const float *restrict inner, const float *restrict left,
-    const float *restrict shift, float by, int64_t m, int64_t n, int rank, int rows,
-    int relu
+    float *restrict out, const float *restrict inner, const float *restrict left, int64_t across,
+    const float *restrict shift, float by, int64_t m, int64_t n, int rank, int rows, int relu
 ) {
     __mmask16 lanes[4];
     __m512 sum[AT_ONCE][4];
@@ -122,7 +112,7 @@ static inline void thin_out(
     for (int k = 0; k < rank; k++) {
         __m512 u[4];
         for (int j = 0; j < 4; j++)
-            u[j] = _mm512_maskz_loadu_ps(lanes[j], left + k * m + 16 * j);
+            u[j] = _mm512_maskz_loadu_ps(lanes[j], left + k * across + 16 * j);
         for (int i = 0; i < AT_ONCE; i++) {
             const __m512 a = _mm512_set1_ps(inner[i * rank + k]);
             for (int j = 0; j < 4; j++) sum[i][j] = _mm512_fmadd_ps(a, u[j], sum[i][j]);
@@ -137,48 +127,18 @@ static inline void thin_out(
                 _mm512_mask_storeu_ps(out + i * m + 16 * j, lanes[j], sum[i][j]);
 }
 
-static void thin_rows(
-    float *restrict inner, const float *x, const float *restrict right, int64_t n, int rank,
-    float scale, int64_t rows, int64_t after
-) {
-    const float *some[AT_ONCE];
-    for (int i = 0; i < AT_ONCE; i++) some[i] = x + (i < rows ? i : 0) * n;
-    thin_in(inner, some, right, n, rank, scale, after);
+/* The first n columns of a left factor, at most WIDTH, in one piece: where they lie, m elements apart,
+ * they would share a few sets of the cache. */
+static inline const float *
+panel_of(float *restrict to, const float *restrict left, int64_t m, int64_t n, int rank) {
+    for (int k = 0; k < rank; k++)
+        for (int j = 0; j < WIDTH; j += 16) {
+            const __mmask16 lanes = n > j ? first_lanes(n - j) : 0;
+            _mm512_storeu_ps(to + k * WIDTH + j, _mm512_maskz_loadu_ps(lanes, left + k * m + j));
+        }
+    return to;
 }
 #endif
-
-/* Where a row is marked: at another place than its neighbours, so that a change in all rows or in all
- * columns meets a mark. */
-static inline int64_t mark_of(int64_t row, int64_t n) {
-    return n < MARK ? 0 : row % (n / MARK) * MARK;
-}
-
-#ifdef __AVX512F__
-/* Whether a row has other bits than its mark. */
-static inline int is_other(const float *at, const float *mark, int64_t n) {
-    const __m512i x = _mm512_castps_si512(_mm512_maskz_loadu_ps(first_lanes(n), at));
-    return _mm512_cmpneq_epi32_mask(x, _mm512_castps_si512(_mm512_loadu_ps(mark))) != 0;
-}
-#endif
-
-/* Inner products of the layers that read `rows` <= AT_ONCE rows next, x from row `first` of a batch,
- * and marks (rows of the batch, MARK) of what x is. */
-static inline void inners(
-    const Inner *next, int count, float *marks, const float *x, int64_t first, int64_t rows,
-    int64_t n, int half
-) {
-#ifdef __AVX512F__
-    float made[AT_ONCE * MAX_RANK];
-    for (int64_t i = 0; i < rows && count; i++) {
-        const float *at = x + i * n + mark_of(first + i, n);
-        _mm512_storeu_ps(marks + (first + i) * MARK, _mm512_maskz_loadu_ps(first_lanes(n), at));
-    }
-    for (const Inner *one = next; one < next + count; one++) {
-        thin_rows(made, x, one->right, n, (int)one->rank, one->scales[half], rows, 0);
-        memcpy(one->to + first * one->rank, made, rows * one->rank * sizeof(float));
-    }
-#endif
-}
 
 /* Rank that zo_thin takes at most; 0 where it is not better than a BLAS. */
 int32_t zo_thin_rank(void) {
@@ -196,12 +156,6 @@ typedef struct {
     int32_t rank;
     int32_t relu; /* whether out becomes its relu */
     float times, scales[2];
-    const float *given;       /* scale * (x right^T) (rows, rank), and AT_ONCE - 1 more; or NULL */
-    const float *given_marks; /* with it */
-    int32_t *other;           /* set to 1 where x has other bits at a mark */
-    const Inner *next;        /* made of out */
-    float *marks;             /* with them */
-    int32_t count;
 } Thin;
 
 /* out[i] += scale * (x[i] right^T left + times * shift) for the rows begin .. end of a batch: x is n
@@ -210,32 +164,28 @@ void zo_thin(const void *asked, int64_t begin, int64_t end) {
 #ifdef __AVX512F__
     const Thin *a = asked;
     const int64_t n = a->n, m = a->m;
-    const int rank = a->rank, lot = rank > 8 ? LOT : AT_ONCE;
-    float made[LOT * MAX_RANK];
+    const int rank = a->rank, high = rank > 8, lot = high ? LOT : AT_ONCE;
+    float inner[LOT * MAX_RANK], panel[MAX_RANK * WIDTH];
     for (int64_t first = begin, last; first < end; first = last) {
         const int64_t edge = (first / a->rows + 1) * a->rows;
         const float scale = a->scales[first / a->rows];
         last = first + lot < end ? first + lot : end;
         last = last < edge ? last : edge;
-        const float *inner = a->given ? a->given + first * rank : made;
-        for (int64_t row = first; row < last && !a->given; row += AT_ONCE)
-            thin_rows(
-                made + (row - first) * rank, a->x + row * n, a->right, n, rank, scale, last - row,
-                AT_ONCE * n
-            );
-        for (int64_t row = first; row < last && a->given; row++)
-            if (is_other(a->x + row * n + mark_of(row, n), a->given_marks + row * MARK, n))
-                *a->other = 1;
-        for (int64_t c = 0; c < m; c += 64)
+        for (int64_t row = first; row < last; row += AT_ONCE) {
+            const float *some[AT_ONCE];
+            for (int i = 0; i < AT_ONCE; i++)
+                some[i] = a->x + (row + i < last ? row + i : row) * n;
+            thin_in(inner + (row - first) * rank, some, a->right, n, rank, scale);
+        }
+        for (int64_t c = 0; c < m; c += WIDTH) {
+            const float *left = a->left + c, *shift = a->shift ? a->shift + c : NULL;
+            left = high ? panel_of(panel, left, m, m - c, rank) : left;
             for (int64_t row = first; row < last; row += AT_ONCE)
                 thin_out(
-                    a->out + row * m + c, inner + (row - first) * rank, a->left + c,
-                    a->shift ? a->shift + c : NULL, a->times * scale, m, m - c, rank,
+                    a->out + row * m + c, inner + (row - first) * rank, left, high ? WIDTH : m,
+                    shift, a->times * scale, m, m - c, rank,
                     last - row < AT_ONCE ? (int)(last - row) : AT_ONCE, a->relu
                 );
-        for (int64_t row = first; a->count && row < last; row += AT_ONCE) {
-            const int64_t rows = last - row < AT_ONCE ? last - row : AT_ONCE;
-            inners(a->next, a->count, a->marks, a->out + row * m, row, rows, m, first >= a->rows);
         }
     }
 #endif

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from zolab.optim.engine import Engine
 from zolab.optim.linear import multiplier
 from zolab.optim.native.products import by_columns
-from zolab.optim.native.thin import Given, Inners, Thin, takes_thin
+from zolab.optim.native.thin import Thin, takes_thin
 from zolab.optim.parameters import ParamInfo
 
 
@@ -78,18 +78,11 @@ class ThinLinear:
         self._clean = None
         self.thin.rest()
 
-    def __call__(
-        self,
-        x: Tensor,
-        given: Given | None = None,
-        following: Inners | None = None,
-        relu: bool = False,
-    ) -> Tensor | None:
+    def __call__(self, x: Tensor, relu: bool = False) -> Tensor | None:
         """Output for a batch, None where the kernels are not made for it.
 
         Args:
             x: (rows, ..., n), rows a multiple of the number of signs.
-            given, following: see `Thin.add_`.
             relu: give relu of the output.
         """
         # Under autocast a product comes out in 16 bits.
@@ -98,11 +91,7 @@ class ThinLinear:
         if not self.thin.takes(x):
             return None
         out = self._multiply(x, *self._clean)
-        if not self.thin.add_(out, x, relu, given, following):
-            return None
-        if given is not None and self.thin.differs:
-            return self(x, None, following, relu)
-        return out
+        return out if self.thin.add_(out, x, relu) else None
 
 
 def along_factors(

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import torch
@@ -229,10 +228,9 @@ class ModuleWise(Pieces):
             return None
         if not self.is_free(name, module, args[0], plan.pids):
             return None
-        run, x = ready.following.run, args[0]
         if key in ready.norms:
-            return run(key, x, plan)
-        return self._relus.run(module, lambda relu: run(key, x, partial(plan, relu=relu)))
+            return plan(args[0])
+        return self._relus.run(module, lambda relu: plan(args[0], relu))
 
     def is_free(self, name: str, module: nn.Module, x: Tensor, pids: frozenset[int]) -> bool:
         """Whether no outer owner has perturbed these parameters of a module already.

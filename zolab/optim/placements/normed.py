@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from zolab.optim import native
 from zolab.optim.native.norm import Norm, takes_norm
-from zolab.optim.native.thin import Given, Inners
 from zolab.optim.parameters import ParamInfo
 from zolab.optim.placements.rows import is_plain
 
@@ -63,14 +62,10 @@ class HalvesNorm:
         """Hold nothing until the next evaluation."""
         self.norm.rest()
 
-    def __call__(
-        self, x: Tensor, given: Given | None = None, following: Inners | None = None
-    ) -> Tensor | None:
+    def __call__(self, x: Tensor) -> Tensor | None:
         """Output for a batch, None where the kernel is not made for it.
 
         Args:
             x: (rows, ..., n).
-            given: None; see `ThinLinear`.
-            following: see `Norm`.
         """
-        return self.norm(x, following) if self.norm.takes(x) else None
+        return self.norm(x) if self.norm.takes(x) else None

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from zolab.optim.engine import Engine
 from zolab.optim.parameters import ParamInfo, is_adapter
 from zolab.optim.placements.factored import ThinLinear
-from zolab.optim.placements.following import Following
 from zolab.optim.placements.normed import HalvesNorm
 from zolab.optim.placements.rows import is_plain
 
@@ -35,14 +34,12 @@ class Ready:
         pairs: perturbed small parameters, by id.
         linear: linear layers along thin factors, by the id of the module.
         norms: layer normalisations of both halves, by the id of the module.
-        following: what those make for the layers after them.
     """
 
     def __init__(self) -> None:
         self.pairs: dict[int, tuple[Tensor, Tensor]] = {}
         self.linear: dict[int, ThinLinear] = {}
         self.norms: dict[int, HalvesNorm] = {}
-        self.following = Following()
         self._found: tuple[frozenset, _Vectors] | None = None
         self._plans: tuple[list[ThinLinear], list[HalvesNorm]] = [], []
 
@@ -80,7 +77,6 @@ class Ready:
                 continue
             if plan.aim(clean, factors, eps, signs, lambda one: zs[one.pid]):
                 self.linear[id(plan.module)] = plan
-        self.following.aim(self.linear)
 
     def _look(self, engine: Engine, owners: Sequence[Owner]) -> _Vectors:
         """`_small` and what there is of modules, looked for once for each kind and place of the
@@ -103,7 +99,6 @@ class Ready:
 
     def clear(self) -> None:
         """The evaluation is over."""
-        self.following.rest()
         for plan in (*self.linear.values(), *self.norms.values()):
             plan.rest()
         self.pairs, self.linear, self.norms = {}, {}, {}

@@ -14,7 +14,7 @@ static inline __mmask16 first_lanes(int64_t n) {
     return n >= 16 ? 0xFFFF : (__mmask16)((1u << n) - 1);
 }
 
-/* The sum of each of 16 vectors, in order: shuffles for all of them at once, a quarter of the work. */
+/* The sum of each of 16 vectors, in order: shuffles for all of them at once, a third of the work. */
 static inline __m512 sums(const __m512 *v) {
     __m512 two[8], four[4], half[2];
     for (int i = 0; i < 8; i++)
